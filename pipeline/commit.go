@@ -44,16 +44,32 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		}
 	}()
 	repeat := notApplied
-	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Rivals) == 0 && len(content.Deferred) == 0 {
+	writesRows := len(content.Fresh)+len(content.Late)+len(content.Rivals) > 0
+	if !writesRows && len(content.Deferred) == 0 {
 		if len(content.Letters) == 0 && len(content.Resolved) == 0 && len(content.Applied) == 0 {
 			return c // all its entries were lost: nothing to write
 		}
 		repeat = isRowIndependent
 	}
+	var started time.Time
+	taken := false // others were, after an attempt
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, func(err error) bool {
-		return repeat(err) && (b.entries == 1 && !isOverLimit(err) || !isTooMuch(err))
+		switch {
+		case !repeat(err):
+			return false
+		case !isTooMuch(err):
+			return true
+		case b.entries != 1 || isOverLimit(err):
+			return false
+		case !writesRows:
+			return true
+		case taken || !b.idempotent || b.parts[0].again != nil || w.breaker.storedSince(started):
+			return false // by itself; in the batch that is computed ahead, the worker finds out
+		}
+		taken, _ = w.othersTaken(ctx, &b.parts[0].entries[0], false, started)
+		return true
 	}, func() error {
-		started := time.Now()
+		started = time.Now()
 		defer func() { c.took = time.Since(started) }()
 		// In this order: shards are given up before the server's next generation is numbered.
 		content.ServerGeneration = w.sink.Generation()
@@ -341,8 +357,8 @@ func (w *worker) conclude(ctx context.Context, b *batch, p part, isolate bool, o
 			piece := p
 			n := min(w.pace.limit, len(rest))
 			piece.entries, rest = rest[:n:n], rest[n:]
-			if err := w.redoPart(ctx, piece, isolate); err != nil {
-				return err
+			if err := w.redoPart(ctx, piece, isolate); err != nil || p.again != nil {
+				return err // of deferred entries the rest waits for another claim, and lets queues go first
 			}
 		}
 		return nil

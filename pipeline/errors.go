@@ -135,6 +135,8 @@ func refusalOf(err error) protocol.Refusal {
 		r.Remedy = "create the partition of public.positions that is missing"
 	case f.Code == limitExceeded:
 		r.Remedy = "raise the limit that the error names, for example timescaledb.max_tuples_decompressed_per_dml_transaction for this role, or decompress the chunk"
+	case f.TooMuch:
+		r.Remedy = "have Postgres store the row within STATEMENT_TIMEOUT: correct the trigger on public.positions that takes so long, or raise the limit"
 	case class == "23":
 		r.Remedy = "drop or correct the constraint " + f.Field + " on public.positions"
 	case class == "54":
