@@ -197,6 +197,44 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 	}
 }
 
+// P5: a row that is flagged is delivered again behind one of its time that takes no part: it is not
+// what the next fix comes from.
+func TestP5AFlaggedRowThatIsDeliveredAgainIsNotTheState(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	w := newWorld(t, b, b.stream)
+	defer w.end()
+	_, err := w.editor.Import(t.Context(), []geofence.Fence{{
+		ID: "home", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+		Geometry: `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`,
+	}}, "import", true)
+	require.NoError(t, err)
+	fix := func(second, satellites int, longitude float64) fleet.Message {
+		return fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
+			Latitude: 48.001, Longitude: longitude, Satellites: satellites,
+		}
+	}
+	w.join(0, false)
+	w.keepOwned()
+	twice := []fleet.Message{fix(10, 0, 11.1), fix(10, 9, 11.001)}
+	crossings := func(n int) {
+		require.NoError(t, w.quiet(20*time.Second))
+		require.NoError(t, w.judge())
+		require.Equal(t, n, w.count("select count(*) from processor.timing_records"))
+	}
+	w.publish([]fleet.Message{fix(0, 9, 11.1)})
+	crossings(0)
+	w.publish(twice)
+	crossings(1)
+	w.flag(t, twice[1], true)
+	crossings(0)
+	w.publish(twice)
+	require.NoError(t, w.quiet(20*time.Second))
+	w.publish([]fleet.Message{fix(20, 9, 11.1)})
+	crossings(0)
+}
+
 // flag says whether a position is faulty, and asks for the recompute that follows.
 func (w *world) flag(t *testing.T, m fleet.Message, faulty bool) {
 	t.Helper()

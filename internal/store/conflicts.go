@@ -36,7 +36,7 @@ with r as (
       u.attributes::jsonb as attributes) x
   ) c
 ), pairs as materialized (
-  select r.*, w.row_content, w.row_ingested_at, w.row_priority, w.excluded <> '' and not w.faulty as gives_way
+  select r.*, w.row_content, w.row_ingested_at, w.row_priority, w.faulty, w.excluded <> '' and not w.faulty as gives_way
   from r
   cross join lateral (
     select ` + content + ` as row_content, ingested_at as row_ingested_at, priority as row_priority, faulty,
@@ -80,7 +80,9 @@ select 1, n from losers where n is not null and content <> kept
 union all
 select 2, priority from noted where new
 union all
-select 3, r.n from r where not exists (select from pairs p where p.n = r.n)`
+select 3, r.n from r where not exists (select from pairs p where p.n = r.n)
+union all
+select 4, n from pairs where eligible and faulty`
 
 // giveWaySQL deletes the rows whose times are taken by records that win them.
 const giveWaySQL = `
@@ -114,8 +116,9 @@ type contest struct {
 // decision says of them, by index: who replaces the row, and who loses to it with other content.
 type decision struct {
 	winners, lost      []int
-	newOnes, newPanics int // conflicts that were not known before
-	absent             int // neither inserted nor there
+	flagged            []int // those that take part, and whose row is faulty
+	newOnes, newPanics int   // conflicts that were not known before
+	absent             int   // neither inserted nor there
 }
 
 // settle decides about the records that were not stored because a row has their
@@ -142,6 +145,11 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 	if err != nil {
 		return lost, err
 	}
+	for _, i := range append(slices.Clip(d.lost), d.flagged...) {
+		if at := which[i]; at >= certain && overtakes(records, at, certain, rules.Eligibility) {
+			return lost, &protocol.Failure{Kind: protocol.Conflict, Err: fmt.Errorf("a row of %s that was not expected keeps its time", records[at].DeviceID)}
+		}
+	}
 	stay, refusal, err := c.staying(ctx, d.winners)
 	if refusal != nil && err == nil {
 		if slices.ContainsFunc(stay, func(i int) bool { return which[i] >= certain }) {
@@ -161,6 +169,21 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 	}
 	out.Conflicts, out.NewConflicts, out.NewPanics, out.SwallowedLate = len(d.lost), d.newOnes, d.newPanics, d.absent
 	return lost, nil
+}
+
+// overtakes reports whether a rival was taken for the row of its device and time: no earlier
+// record of the batch takes part.
+func overtakes(records []telemetry.Record, at, certain int, rules telemetry.Eligibility) bool {
+	after := false
+	for i := range records[:at] {
+		if r := &records[i]; r.TimeUS == records[at].TimeUS && r.DeviceID == records[at].DeviceID {
+			if rules.Of(r) == telemetry.Eligible {
+				return false
+			}
+			after = after || i < certain
+		}
+	}
+	return after && rules.Of(&records[at]) == telemetry.Eligible
 }
 
 // decide finds what becomes of the records, and notes the conflicts.
@@ -184,6 +207,8 @@ func (c *contest) decide(ctx context.Context, stay []int) (d decision, err error
 			d.lost = append(d.lost, int(n-1))
 		case 3:
 			d.absent++
+		case 4:
+			d.flagged = append(d.flagged, int(n-1))
 		default:
 			d.newOnes++
 			if n == telemetry.PriorityPanic {

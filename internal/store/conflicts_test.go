@@ -164,6 +164,29 @@ func TestARivalThatCannotWinHasTheBatchComputedAgain(t *testing.T) {
 	require.Equal(t, []int{1, 1}, s.counts(t, "select count(*) from positions where speed = 1", "select count(*) from processor.conflicts"))
 }
 
+// The row is flagged, or another program wrote it: then it is not what the state of the device is.
+func TestARivalThatLosesToARowNobodyExpectedHasTheBatchComputedAgain(t *testing.T) {
+	s := newSink(t)
+	b := s.batch()
+	b.Late, b.Rivals, b.Rules.Eligibility.MinSatellites = []telemetry.Record{of(1, 0, 1)}, []telemetry.Record{of(1, 9, 2), of(1, 9, 3)}, 1
+	w := store.NewWriter(s.pool, s.scope, "one", 5*time.Second)
+	_, err := w.Write(t.Context(), b)
+	require.NoError(t, err)
+	_, err = w.Write(t.Context(), b)
+	require.NoError(t, err, "delivered again, the first that takes part is the row")
+	for name, sql := range map[string]string{
+		"flagged": "update positions set faulty = true", "of another program": "update positions set faulty = false, speed = 7",
+	} {
+		s.exec(t, sql)
+		_, err = w.Write(t.Context(), b)
+		require.Equal(t, protocol.Conflict, failureOf(t, err).Kind, name)
+		again := *b
+		again.Idempotent = true
+		_, err = w.Write(t.Context(), &again)
+		require.NoError(t, err, name)
+	}
+}
+
 // What passes, or is of another kind, is no refusal: the batch fails, and nothing is decided.
 func TestALockOrAFaultIsNotTakenForARowThatStays(t *testing.T) {
 	s := newSink(t)
