@@ -178,7 +178,12 @@ func (w *worker) mayLookAhead(id string, shard int) bool {
 	if !ok || w.state.find(id, shard) != nil {
 		return false
 	}
-	return !w.busy || !slices.ContainsFunc(w.committing.parts, func(p part) bool { return p.shard == shard && p.grant != t.grant })
+	return !w.commitsEarlier(shard, t.grant)
+}
+
+// commitsEarlier reports whether something of a shard commits that was begun under an earlier grant.
+func (w *worker) commitsEarlier(shard int, grant uint64) bool {
+	return w.busy && slices.ContainsFunc(w.committing.parts, func(p part) bool { return p.shard == shard && p.grant != grant })
 }
 
 // lookUp looks devices up once: those that it does not find, and those of which a crossing is

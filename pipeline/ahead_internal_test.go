@@ -61,6 +61,23 @@ func TestP5NothingIsLookedUpAheadBesideACommitOfAnEarlierGrant(t *testing.T) {
 	require.False(t, w.mayLookAhead(id, shard))
 }
 
+// P5: nor is what is read of the queue applied, whose devices would be looked up.
+func TestP5NothingIsAppliedBesideACommitOfAnEarlierGrant(t *testing.T) {
+	t.Parallel()
+	const shard = 1
+	w := &worker{
+		state: newState(10, 3, func() {}), box: newMailbox(), attempts: NewAttempts(), fences: &fences{}, decoder: telemetry.NewDecoder(telemetry.Limits{}),
+		owned: map[int]ownedShard{shard: {grant: 5}}, current: &batch{}, busy: true, committing: &batch{parts: []part{{shard: shard, grant: 4}}},
+	}
+	w.cfg.Shards, w.cfg.Workers, w.cfg.MaxInFlightBytes, w.pace.limit = 3, 1, 1<<20, 9
+	w.inbox = []message{{kind: work, shard: shard, grant: 5, entries: []telemetry.Entry{{ID: telemetry.EntryID{Ms: 1}}}}}
+	require.NoError(t, w.advance(t.Context()))
+	require.Zero(t, w.current.entries)
+	w.committing.parts[0].grant = 5
+	require.NoError(t, w.advance(t.Context()))
+	require.Equal(t, 1, w.current.entries)
+}
+
 // registry has devices, and nothing else that is asked of it.
 type registry struct {
 	Requests

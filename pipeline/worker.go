@@ -330,6 +330,9 @@ func (w *worker) advance(ctx context.Context) error {
 				w.next, w.offset = w.next+1, 0
 				continue
 			}
+			if w.commitsEarlier(m.shard, m.grant) {
+				return nil // until the tables have it: acknowledged, the queue would not bring it again
+			}
 			if t.quarantine.Limit > 0 {
 				w.next++
 				w.flushNow() // the attempt may wait for that of another worker
