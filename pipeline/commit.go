@@ -301,6 +301,9 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}
+	if p.again != nil && len(p.again) < w.againClaimed && time.Since(w.againSince) > againFor {
+		return nil // they wait for another claim, and the queues go first
+	}
 	w.seq++
 	b := &batch{}
 	b.reset(w.seq, true)
@@ -357,8 +360,8 @@ func (w *worker) conclude(ctx context.Context, b *batch, p part, isolate bool, o
 			piece := p
 			n := min(w.pace.limit, len(rest))
 			piece.entries, rest = rest[:n:n], rest[n:]
-			if err := w.redoPart(ctx, piece, isolate); err != nil || p.again != nil {
-				return err // of deferred entries the rest waits for another claim, and lets queues go first
+			if err := w.redoPart(ctx, piece, isolate); err != nil {
+				return err
 			}
 		}
 		return nil

@@ -40,6 +40,10 @@ func (c DeadLetterConfig) delay(attempts int) time.Duration {
 // a worker from its queues. They are not in flight: what bounds a batch bounds their size.
 const claimAtOnce = 500
 
+// againFor is after how long the rest of a claim waits for another one, once some have an outcome: one that
+// is refused takes several transactions.
+const againFor = time.Second
+
 // retrier polls for deferred entries of owned shards and passes them to their
 // workers. It claims nothing while a claimed entry has no outcome, so that a
 // quarantined entry is alone.
@@ -196,6 +200,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		return nil // they wait for another claim
 	}
 	p.again = make(map[telemetry.EntryID]protocol.Deferred, len(claimed))
+	w.againSince, w.againClaimed = time.Now(), len(claimed)
 	for _, d := range claimed {
 		p.again[d.Entry.ID] = d
 		p.entries = append(p.entries, d.Entry)

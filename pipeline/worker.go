@@ -71,6 +71,9 @@ type worker struct {
 	slowTurn   bool // the next batch is one of a slow shard
 	ackPending int  // batches committed and not acknowledged
 
+	againSince   time.Time // when the deferred entries of a claim began to be tried
+	againClaimed int       // how many they were
+
 	costs     costs
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
