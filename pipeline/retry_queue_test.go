@@ -249,7 +249,7 @@ func TestP2ADeferredEntryIsNotGivenUpWhileItIsDeliveredAgain(t *testing.T) {
 func TestDeferredEntriesThatTakeLongLetTheQueuesGoFirst(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(`create sequence tried;
+	b.Exec(`create sequence tried;
 create table wait (seconds float8); insert into wait values (0);
 create function refuse() returns trigger language plpgsql as $$
 begin
@@ -263,30 +263,30 @@ begin
 end
 $$;
 create trigger refuse before insert on positions for each row execute function refuse()`)
-	in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.DeadLetters.MaxAttempts, c.DeadLetters.RetryDelays = 100, []time.Duration{time.Second}
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	entries := [][]string{at(1, 1)}
 	for s := range int64(20) {
 		entries = append(entries, seven(60, s))
 	}
-	b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	b.exec("update wait set seconds = 0.3")
+	b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	b.Exec("update wait set seconds = 0.3")
 	testenv.Wait(t, 20*time.Second, func() error {
-		if b.count("select last_value from tried") < 3 {
+		if b.Count("select last_value from tried") < 3 {
 			return errors.New("none was tried again")
 		}
 		return nil
 	})
-	b.publish(at(1, 2))
+	b.Publish(at(1, 2))
 	testenv.Wait(t, 8*time.Second, func() error { // all of them take 20 s
-		if b.count("select count(*) from positions") < 2 {
+		if b.Count("select count(*) from positions") < 2 {
 			return errors.New("what arrives waits for what is deferred")
 		}
 		return nil
 	})
-	b.exec("update wait set seconds = 0")
-	require.Equal(t, 20, b.count("select count(*) from processor.deferred"))
+	b.Exec("update wait set seconds = 0")
+	require.Equal(t, 20, b.Count("select count(*) from processor.deferred"))
 }

@@ -202,7 +202,7 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 func TestP5AFlaggedRowThatIsDeliveredAgainIsNotTheState(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	w := newWorld(t, b, b.stream)
+	w := newWorld(t, b, b.Stream)
 	defer w.end()
 	_, err := w.editor.Import(t.Context(), []geofence.Fence{{
 		ID: "home", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
@@ -221,7 +221,7 @@ func TestP5AFlaggedRowThatIsDeliveredAgainIsNotTheState(t *testing.T) {
 	crossings := func(n int) {
 		require.NoError(t, w.quiet(20*time.Second))
 		require.NoError(t, w.judge())
-		require.Equal(t, n, w.count("select count(*) from processor.timing_records"))
+		require.Equal(t, n, w.Count("select count(*) from processor.timing_records"))
 	}
 	w.publish([]fleet.Message{fix(0, 9, 11.1)})
 	crossings(0)
