@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -178,7 +179,7 @@ func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ct
 func (f *Fleet) Abandon() { f.abandon.Do(func() { close(f.abandoned) }) }
 
 // Leave announces that this member is shutting down. It returns when other
-// members have acquired its shards, when there is no other member, or when ctx
+// members have acquired its shards, when no other member may own any, or when ctx
 // ends.
 func (f *Fleet) Leave(ctx context.Context) error {
 	select {
@@ -194,7 +195,8 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for f.membership.Peers() > 0 && f.reconciler.Owned() > 0 {
+	successor := func(member string) bool { return member != f.membership.Name() }
+	for slices.ContainsFunc(f.membership.eligible(), successor) && f.reconciler.Owned() > 0 {
 		select {
 		case <-ctx.Done():
 			return nil

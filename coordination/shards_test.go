@@ -63,6 +63,20 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	}
 }
 
+// P8: an end of all members at once takes no longer than that of one.
+func TestMembersThatLeaveTogetherWaitForNoSuccessor(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	var leaving sync.WaitGroup
+	for _, m := range []*member{first, second} {
+		leaving.Go(func() { _ = m.Leave(ctx) })
+	}
+	leaving.Wait()
+	require.NoError(t, ctx.Err())
+}
+
 // P8: a join and a leave take one shard of sixteen out of service at a time, as each
 // change of the assignments finds it.
 func TestAPlanTakesFewShardsOutOfServiceAtOnce(t *testing.T) {
