@@ -71,6 +71,9 @@ type Stream interface {
 type LeaderStore interface {
 	BeginTerm(ctx context.Context) (term int64, err error)
 	Resign(ctx context.Context, term int64) error
+	// LiveLeader returns the leader of the last term if it has not resigned and its sessions
+	// have asked for something within a time, else "".
+	LiveLeader(ctx context.Context, within time.Duration) (string, error)
 	// Assign returns the shards whose assignment was written: a row that another session has
 	// locked keeps its own.
 	Assign(ctx context.Context, term int64, shards []int, members []string) (written []int, err error)
@@ -87,6 +90,7 @@ type Fleet struct {
 	stream     Stream
 	log        *slog.Logger
 
+	joined    chan struct{}
 	abandoned chan struct{}
 	abandon   sync.Once
 }
@@ -108,8 +112,8 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 		engine.Abandon()
 		membership.serverChanged.Store(true)
 	})
-	membership.check = deps.Stream.CheckServer
-	f := &Fleet{cfg: cfg, membership: membership, stream: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
+	membership.check, membership.liveLeader = deps.Stream.CheckServer, deps.Terms.LiveLeader
+	f := &Fleet{cfg: cfg, membership: membership, stream: deps.Stream, joined: make(chan struct{}), abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, deps.Losses, m, log)
 	membership.rowLocks = f.reconciler.RowLocks
 	leader := &Leader{
@@ -137,6 +141,7 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 		}
 		return err
 	}
+	close(f.joined)
 	// The heartbeat continues until the shards are released.
 	beating, stopBeating := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeating()
@@ -170,8 +175,16 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 	return err
 }
 
-// RunElection campaigns and leads until ctx ends; then it resigns.
-func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ctx) }
+// RunElection campaigns and leads until ctx ends; then it resigns. It begins once this member
+// has joined: one that is refused, for its database or its Redis, raises no term.
+func (f *Fleet) RunElection(ctx context.Context) error {
+	select {
+	case <-f.joined:
+		return f.elector.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
 
 // Abandon ends the membership without a drain, because this instance is stuck.
 // It releases the shards and stops the heartbeat as far as it can; other

@@ -262,7 +262,7 @@ func (e *elector) resign(ctx context.Context, term int64, why error) {
 	if stopping && term != 0 {
 		step("assign own shards away", func(ctx context.Context) error { return e.work.ReassignOwnShards(ctx, term) })
 	}
-	if term != 0 && !errors.Is(why, errLockHeld) {
+	if term != 0 {
 		step("end the term", func(ctx context.Context) error { return e.terms.Resign(ctx, term) })
 	}
 	step("release the lock", e.lock.release)

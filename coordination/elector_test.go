@@ -459,6 +459,27 @@ func TestALostTermEndsTheLeadershipAndAnotherBegins(t *testing.T) {
 	})
 }
 
+// After a flush of Redis too: Postgres would name a leader that leads no more, and perhaps no other comes.
+func TestALeaderThatLostItsLockEndsItsTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, terms := &lockServer{}, &fakeTerms{}
+		ctx, stop := context.WithCancel(t.Context())
+		work := &leaderWork{do: func(_ context.Context, term int64) error {
+			if term == 2 {
+				require.Equal(t, int64(1), terms.resigned.Load())
+				stop()
+				return nil
+			}
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			server.until = time.Time{}
+			return nil
+		}}
+		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
+		require.NoError(t, e.Run(ctx))
+	})
+}
+
 func TestAnElectorWithoutPostgresDoesNotCampaign(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := &lockServer{}

@@ -147,6 +147,21 @@ func (e *copyError) Error() string {
 // ExitCode returns that of a bad configuration.
 func (e *copyError) ExitCode() int { return 3 }
 
+// redisError says that a fleet works with our database on another Redis.
+type redisError struct {
+	Ours   Database
+	Leader string // of that fleet
+}
+
+func (e *redisError) Error() string {
+	return fmt.Sprintf("%s leads the fleet of the database at %s and is alive, and no member of it is on Redis at %s: it has another Redis; "+
+		"correct REDIS_URL or POSTGRES_URL. If Redis was moved, stop every instance before the first one starts with the new address",
+		e.Leader, e.Ours.Postgres, e.Ours.Redis)
+}
+
+// ExitCode returns that of a bad configuration.
+func (e *redisError) ExitCode() int { return 3 }
+
 // WorkStatus is the progress that a heartbeat reports, sampled at each beat.
 type WorkStatus struct {
 	InFlight      int    // entries received and not finished
@@ -173,6 +188,10 @@ type lastHeartbeat struct {
 // steadyAfter is how long Postgres must have answered before a member without
 // sessions counts as ended: a live one asks each second.
 const steadyAfter = 10 * time.Second
+
+// leaderAlive is how recently a live leader has asked Postgres for something: it does so each
+// second. It is less than MEMBER_TTL by default, so that a crashed one is not waited for once its heartbeat has expired.
+const leaderAlive = 3 * time.Second
 
 // silentFor is how long a member that disappeared without a release is
 // remembered.
@@ -204,6 +223,10 @@ type Membership struct {
 	rowLocks func() []protocol.RowLock       // which shards wait for; set before Run
 	check    func(ctx context.Context) error // verifies that the same server answers; set before Run
 
+	// liveLeader returns the leader that Postgres names, "" for none and for one that has not
+	// asked it for anything within that time; set before Join
+	liveLeader func(ctx context.Context, within time.Duration) (string, error)
+
 	mu             sync.Mutex
 	self           Member                    // written by beat, read everywhere
 	watch          *protocol.FailureDetector // written by poll, read everywhere
@@ -230,6 +253,7 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 	r := &Membership{
 		cfg: cfg, client: client, keys: keys, workStatus: workStatus, log: log.With("component", "membership"),
 		wake: make(chan struct{}, 1), changed: func() {}, rowLocks: func() []protocol.RowLock { return nil }, check: func(context.Context) error { return nil },
+		liveLeader:     func(context.Context, time.Duration) (string, error) { return "", nil },
 		lastHeartbeats: make(map[string]lastHeartbeat),
 		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
@@ -268,14 +292,20 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 //
 // While a live member works with the same database on another server, Join waits for
 // it to end, or to follow a failover, and then fails with a copyError.
+//
+// While Postgres names a leader that is alive and no member is on this Redis, Join waits for
+// one, as after a flush, and then fails with a redisError.
 func (r *Membership) join(ctx context.Context) error {
 	var first *Member
-	var unknown, copied time.Time
+	var unknown, copied, led time.Time
 	var quiet lograte.Limit
 	for {
-		holder, err := r.beat(ctx, true)
+		holder, err := r.enter(ctx)
 		if !isCopyError(err) {
 			copied = time.Time{}
+		}
+		if !isRedisError(err) {
+			led = time.Time{}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -286,6 +316,17 @@ func (r *Membership) join(ctx context.Context) error {
 				r.log.Warn("a member works with the same database on another server; waiting for its heartbeat to expire or follow", "err", err)
 			}
 			if time.Since(copied) > 2*r.cfg.MemberTTL {
+				return err
+			}
+		case isRedisError(err):
+			r.redisUnavailable()
+			unknown = time.Time{}
+			r.entered.Store(false)
+			if led.IsZero() {
+				led = time.Now()
+				r.log.Warn("no member is on this Redis though a leader is alive; waiting for one", "err", err)
+			}
+			if time.Since(led) > 3*r.cfg.MemberTTL {
 				return err
 			}
 		case isDatabaseError(err):
@@ -314,6 +355,26 @@ func (r *Membership) join(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// enter sends the first heartbeat, unless a fleet works with our database on another Redis. A
+// leader ends its term soon after it is cut off from Redis, so one that lives and is not here
+// has another. A heartbeat that cannot be read may be of the fleet.
+func (r *Membership) enter(ctx context.Context) (holder *Member, err error) {
+	members, _, unreadable, err := readMembers(ctx, r.client, r.keys, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read the members: %w", err)
+	}
+	if len(there(members)) == 0 && unreadable == nil {
+		leader, err := r.liveLeader(ctx, leaderAlive)
+		if err != nil {
+			return nil, err
+		}
+		if leader != "" {
+			return nil, &redisError{Ours: r.database, Leader: leader}
+		}
+	}
+	return r.beat(ctx, true)
 }
 
 // redisUnavailable records that the others could not beat either: those who are not found
@@ -492,8 +553,16 @@ func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, er
 	return holder, nil
 }
 
+// isDatabaseError reports whether the database is not the fleet's, or not the one that this
+// process started with.
 func isDatabaseError(err error) bool {
 	_, other := errors.AsType[*databaseError](err)
+	f, failed := errors.AsType[*protocol.Failure](err)
+	return other || failed && f.Kind == protocol.Misconfigured
+}
+
+func isRedisError(err error) bool {
+	_, other := errors.AsType[*redisError](err)
 	return other
 }
 

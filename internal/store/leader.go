@@ -76,6 +76,31 @@ where stream = $1
 	return term, member, failure("read the term", err)
 }
 
+// LiveLeader returns the leader of the last term if it has not resigned and its sessions
+// have asked for something within a time, else "". Sessions of a role whose activity ours may not
+// see do not count.
+func (l *Leader) LiveLeader(ctx context.Context, within time.Duration) (string, error) {
+	_, member, err := l.CurrentTerm(ctx)
+	if err != nil || member == "" {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	var alive bool
+	err = l.pool.QueryRow(ctx, `
+select exists (
+  select
+  from pg_stat_activity
+  where datname = current_database()
+    and application_name = $1
+    and query_start > clock_timestamp() - $2::interval
+)`, ApplicationName(member), within).Scan(&alive)
+	if err != nil || !alive {
+		return "", failure("ask whether the leader is alive", err)
+	}
+	return member, nil
+}
+
 // Assign writes assignments: members[i] is to own shards[i]. It returns the shards whose
 // assignment was written: a row that another session has locked holds up no other. The
 // members are notified at the commit. A leader of an earlier term is rejected.

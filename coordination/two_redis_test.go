@@ -1,0 +1,97 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// P4: an instance with the fleet's database and another Redis takes nothing from the fleet.
+func TestAnInstanceOnAnotherRedisIsRefusedWhileTheFleetLives(t *testing.T) {
+	b := newBench(t)
+	fleet := b.start("fleet", "")
+	b.await([]int{shards}, fleet)
+	before, term := b.list(), b.count("select term from processor.leader")
+	other := testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL()
+	astray := b.start("astray", other, func(c *Config) { c.MemberTTL, c.LeaderTTL = 400*time.Millisecond, 300*time.Millisecond })
+	err := astray.ended()
+	var refused *redisError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, 3, refused.ExitCode())
+	require.ErrorContains(t, err, fleet.name())
+	require.ErrorContains(t, err, "REDIS_URL")
+	astray.forgive()
+	after := b.list()
+	for i := range before {
+		require.Equal(t, before[i].Owner, after[i].Owner)
+		require.Equal(t, before[i].Epoch, after[i].Epoch)
+	}
+	require.Equal(t, term, b.count("select term from processor.leader"))
+	require.Zero(t, b.count("select count(*) from processor.losses"))
+	require.Zero(t, b.count("select count(*) from processor.incidents where kind like 'redis_%'"))
+
+	// Redis is moved on purpose: every instance is stopped first.
+	fleet.stop()
+	b.await([]int{shards}, b.start("moved", other))
+}
+
+// After a flush an instance that starts waits for those that live, however late they beat, and
+// for no leader that crashed.
+func TestAfterAFlushNoInstanceIsRefused(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	keys := Keys{Prefix: names.Members(), Lock: names.Lock(), Database: names.Database()}
+	var leader atomic.Pointer[string]
+	var asked atomic.Int32
+	member := func(instance string) *Membership {
+		cfg := b.quick(instance)
+		cfg.MemberTTL = 600 * time.Millisecond
+		m, err := NewMembership(cfg, b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
+		require.NoError(t, err)
+		m.Belong(Database{ID: "ID"})
+		m.liveLeader = func(context.Context, time.Duration) (string, error) {
+			asked.Add(1)
+			return *leader.Load(), nil
+		}
+		return m
+	}
+	flush := func() {
+		require.NoError(t, b.client.Del(t.Context(), keys.Database, keys.Prefix, names.Heartbeat("first"), names.Heartbeat("second")).Err())
+	}
+	join := func(m *Membership) <-chan error {
+		joined := make(chan error, 1)
+		go func() { joined <- m.join(t.Context()) }()
+		return joined
+	}
+	first := member("first")
+	none, alive := "", first.Name()
+	leader.Store(&none)
+	require.NoError(t, first.join(t.Context()))
+
+	flush()
+	leader.Store(&alive)
+	asked.Store(0)
+	joined := join(member("second"))
+	testenv.Wait(t, 5*time.Second, func() error {
+		if asked.Load() < 7 { // longer than it takes to enter a database that no member knows
+			return errors.New("it has not waited yet")
+		}
+		return nil
+	})
+	require.Zero(t, b.client.Exists(t.Context(), keys.Database).Val(), "it is left to a member that lives")
+	_, err := first.beat(t.Context(), false)
+	require.NoError(t, err)
+	require.NoError(t, <-joined)
+
+	flush()
+	joined = join(member("third"))
+	leader.Store(&none) // its last query was a moment ago
+	require.NoError(t, <-joined)
+}
