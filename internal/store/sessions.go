@@ -40,6 +40,9 @@ const sessionsAfter = 10 * time.Second
 // none, in a server that has been up for long enough to tell. If there were some, the
 // process was alive, which is written down for successors that come later.
 //
+// Only sessions with this database are its own: a copy on the same server names the members of
+// its original.
+//
 // The member may have connected as another role, whose sessions this one may end or not,
 // as the server decides it: it is not asked for what it would refuse.
 func (s *Sessions) End(ctx context.Context, member string) (out protocol.EndedSessions, err error) {
@@ -58,6 +61,7 @@ with sessions as materialized (
   from pg_stat_activity a
   left join pg_roles r on r.oid = a.usesysid
   where a.application_name = $1
+    and a.datname = current_database()
     and a.pid <> pg_backend_pid()
 ),
 lost as materialized (

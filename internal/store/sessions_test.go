@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +23,8 @@ func TestWhoHadSessionsWasAliveForEverySuccessor(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.take("own.1", 4, 5)
+	address, err := url.Parse(b.url)
+	require.NoError(t, err)
 	sessions := store.NewSessions(b.pool, time.Minute)
 	end := func(member string) (ended int, none bool) {
 		t.Helper()
@@ -36,6 +39,12 @@ func TestWhoHadSessionsWasAliveForEverySuccessor(t *testing.T) {
 		}
 		return nil
 	})
+	// Of a database that this one is a copy of, on the same server.
+	original := b.open("own.1", strings.Replace(b.url, address.Path, "/postgres", 1))
+	require.NoError(t, original.Ping(t.Context()))
+	ended, none := end("own.1")
+	require.Zero(t, ended)
+	require.True(t, none)
 	cfg := store.Config{URL: b.url, Member: "own.1", MaxConns: 2, ConnectTimeout: 10 * time.Second, StatementTimeout: time.Minute, LockTimeout: time.Minute}
 	pool, err := store.Open(t.Context(), cfg)
 	require.NoError(t, err)
@@ -50,7 +59,7 @@ func TestWhoHadSessionsWasAliveForEverySuccessor(t *testing.T) {
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), "select from processor.assignments where shard = 5 for update")
 	require.NoError(t, err)
-	ended, none := end("own.1")
+	ended, none = end("own.1")
 	require.Equal(t, 1, ended)
 	require.False(t, none)
 	require.NoError(t, tx.Rollback(t.Context()))
