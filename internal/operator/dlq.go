@@ -61,16 +61,21 @@ type Record struct {
 }
 
 func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
+	kept := func(s string) string { return s }
+	if !fields {
+		kept = strings.Clone // not the reply of Redis that it is a part of, with the content of a page
+	}
 	j := DeadLetter{
-		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: string(l.Class), Device: l.Entry.DeviceID(), Shard: l.Shard,
-		Error: l.Error, Field: l.Field, Fingerprint: l.Fingerprint, Attempts: l.Attempts,
-		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: l.Instance, Version: l.Version,
+		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: kept(string(l.Class)), Device: kept(l.Entry.DeviceID()), Shard: l.Shard,
+		Error: kept(l.Error), Field: kept(l.Field), Fingerprint: kept(l.Fingerprint), Attempts: l.Attempts,
+		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: kept(l.Instance), Version: kept(l.Version),
 	}
 	if l.Err != nil {
 		j.Class, j.Error = "foreign", l.Err.Error()
 	}
-	j.FirstSource, _ = l.Entry.Field(telemetry.FieldReplayOf)
-	j.ReplayOf, _ = l.Entry.Field(telemetry.FieldReplayLetter)
+	first, _ := l.Entry.Field(telemetry.FieldReplayOf)
+	letter, _ := l.Entry.Field(telemetry.FieldReplayLetter)
+	j.FirstSource, j.ReplayOf = kept(first), kept(letter)
 	if fields {
 		j.Fields = fieldsOf(l.Entry.Fields)
 	}
@@ -530,7 +535,7 @@ func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGr
 		g.Count++
 		g.Last = l.ID.Time()
 		groupOf[l.ID], ids = g, append(ids, l.ID)
-		if d := [2]string{j.Fingerprint, j.Device}; !devices[d] {
+		if d := [2]string{g.Fingerprint, j.Device}; !devices[d] {
 			devices[d] = true
 			g.Devices++
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -208,7 +209,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited 
 		}
 		line := Retry{ID: l.ID.String(), SourceID: l.Entry.ID.String(), Outcome: "gone"}
 		if ok {
-			line.Outcome, line.As, line.Device, line.Fingerprint = "replayed", id.String(), l.Entry.DeviceID(), l.Fingerprint
+			line.Outcome, line.As, line.Device, line.Fingerprint = "replayed", id.String(), strings.Clone(l.Entry.DeviceID()), strings.Clone(l.Fingerprint)
 			as[l.ID] = id
 			r.done++
 		}
@@ -247,9 +248,8 @@ func (r *replay) try(ctx context.Context, list []ref) error {
 		return err
 	}
 	rules := protocol.Rules{Fences: fences, Eligibility: r.cfg.Telemetry.Eligibility(), MaxGap: r.cfg.Geofences.MaxCrossingGap}
-	var records []telemetry.Record
-	var at []int // in the report
-	err = r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
+	taken := make(map[deviceTime]bool) // by those before; whether by one that takes part
+	return r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
 		for _, g := range gone {
 			r.report = append(r.report, Retry{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
@@ -259,28 +259,37 @@ func (r *replay) try(ctx context.Context, list []ref) error {
 		}
 		for i := range some {
 			r.report = append(r.report, Retry{ID: some[i].ID.String(), SourceID: some[i].Entry.ID.String()})
+			line := len(r.report) - 1
 			record, err := r.decode(&some[i], edited[some[i].ID])
 			if err != nil {
-				r.refuse(len(r.report)-1, err)
+				r.refuse(line, err)
 				continue
 			}
-			records, at = append(records, record), append(at, len(r.report)-1)
+			stored, rejected, err := r.archive.Try(ctx, record, rules)
+			if err != nil {
+				return err
+			}
+			at := deviceTime{strings.Clone(record.DeviceID), record.TimeUS}
+			eligible := rules.Eligibility.Of(&record) == telemetry.Eligible
+			first, there := taken[at]
+			switch {
+			case rejected != nil:
+				r.refuse(line, rejected)
+			case !stored, there && (first || !eligible):
+				r.report[line].Outcome = "duplicate"
+			default:
+				r.report[line].Outcome = "stored"
+				taken[at] = eligible
+			}
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return r.archive.Try(ctx, records, rules, func(n int, stored bool, err error) {
-		switch i := at[n]; {
-		case err != nil:
-			r.refuse(i, err)
-		case stored:
-			r.report[i].Outcome = "stored"
-		default:
-			r.report[i].Outcome = "duplicate"
-		}
-	})
+}
+
+// deviceTime is the key of a position.
+type deviceTime struct {
+	device string
+	us     int64
 }
 
 func (r *replay) refuse(i int, err error) {

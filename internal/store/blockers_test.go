@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -87,4 +88,37 @@ func TestALockThatTheOwnerWaitsForTooIsNotItsOwn(t *testing.T) {
 	require.Len(t, by, 1)
 	require.EqualValues(t, locker.PgConn().PID(), by[0].PID)
 	require.Empty(t, by[0].Member)
+}
+
+// A command may hold up instances as a stranger does; these wait for each other all the time.
+func TestTheDoctorIsToldOfACommandThatBlocksAnInstance(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.take("one.1", 0)
+	for _, tt := range []struct {
+		by    string
+		named bool
+	}{{"retry", true}, {"one.ABCDEFGH27", false}} {
+		tx, err := b.open(tt.by, b.url).Begin(t.Context())
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+		_, err = tx.Exec(t.Context(), "select from processor.shards where shard = 0 for update")
+		require.NoError(t, err)
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.pool.Exec(t.Context(), "update processor.shards set epoch = epoch where shard = 0")
+			done <- err
+		}()
+		testenv.Wait(t, 20*time.Second, func() error {
+			if b.count("select count(*) from pg_stat_activity where $1::int = any (pg_blocking_pids(pid))", tx.Conn().PgConn().PID()) == 0 {
+				return errors.New("nothing waits")
+			}
+			return nil
+		})
+		status, err := admin.Diagnose(t.Context(), b.pool)
+		require.NoError(t, err)
+		require.Equal(t, tt.named, len(status.Blocked) == 1, "%s: %v", tt.by, status.Blocked)
+		require.NoError(t, tx.Rollback(t.Context()))
+		require.NoError(t, <-done)
+	}
 }

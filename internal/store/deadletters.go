@@ -17,11 +17,12 @@ type DeadLetters struct {
 	pool    *pgxpool.Pool
 	scope   Scope
 	timeout time.Duration
+	heaps   *heaps
 }
 
 // NewDeadLetters returns the archive of a group.
 func NewDeadLetters(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *DeadLetters {
-	return &DeadLetters{pool: pool, scope: scope, timeout: timeout}
+	return &DeadLetters{pool: pool, scope: scope, timeout: timeout, heaps: newHeaps(pool)}
 }
 
 // Export copies dead letters. One that exists already is left unchanged.
@@ -197,53 +198,50 @@ where d.stream = $1
 	return failure("record replays", err)
 }
 
-// Try runs the complete write of records, one after the other, in a transaction
-// that is rolled back, and calls tell with the outcome of each: whether it
-// would have been new, or why it would have been rejected.
-func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules protocol.Rules, tell func(i int, stored bool, err error)) error {
-	c, err := newHeaps(d.pool).now(ctx)
+// Try runs the complete write of a record in a transaction that is rolled back, and
+// returns whether it would have been new, or why it would have been rejected. It holds what
+// commits of the same device wait for, so it is one record's.
+func (d *DeadLetters) Try(ctx context.Context, record telemetry.Record, rules protocol.Rules) (stored bool, rejected, err error) {
+	c, err := d.heaps.now(ctx)
 	if err != nil {
-		return failure("try a replay", err)
+		return false, nil, failure("try a replay", err)
 	}
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
-		return failure("try a replay", err)
+		return false, nil, failure("try a replay", err)
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timeout)
 		defer cancel()
 		_ = tx.Rollback(ctx) // a connection that cannot is closed, which also rolls back
 	}()
-	for i := range records {
-		stored := make([]bool, 1)
-		err := pgx.BeginFunc(ctx, tx, func(sub pgx.Tx) error {
-			b := &pgx.Batch{}
-			queueLate(b, records[i:i+1], stored)
-			b.Queue("savepoint " + savepoint)
-			if err := sub.SendBatch(ctx, b).Close(); err != nil {
-				return err
-			}
-			lost, err := settle(ctx, sub, d.scope, records[i:i+1], stored, 1, rules, new(protocol.CommitResult))
-			if err != nil {
-				return err
-			}
-			then := &pgx.Batch{}
-			if rules.Fences.Len() > 0 {
-				list := windows(records[i:i+1], stored, lost, nil, rules)
-				found, err := tracks(c, list, rules, inTx(ctx, sub), inTx(ctx, sub), nil, heldLimit)
-				if err != nil {
-					return err
-				}
-				if _, err := recompute(ctx, sub, list, found, rules, then); err != nil {
-					return err
-				}
-			}
-			return sub.SendBatch(ctx, then).Close()
-		})
-		if err = failure("write", err); err != nil && !mayBeOneRow(err) {
-			return err
-		}
-		tell(i, stored[0], err)
+	stored, err = d.try(ctx, tx, c, []telemetry.Record{record}, rules)
+	if err = failure("write", err); mayBeOneRow(err) {
+		return false, err, nil
 	}
-	return nil
+	return stored, nil, err
+}
+
+func (d *DeadLetters) try(ctx context.Context, tx pgx.Tx, c cuts, records []telemetry.Record, rules protocol.Rules) (bool, error) {
+	stored := make([]bool, 1)
+	b := &pgx.Batch{}
+	queueLate(b, records, stored)
+	b.Queue("savepoint " + savepoint)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return false, err
+	}
+	lost, err := settle(ctx, tx, d.scope, records, stored, 1, rules, new(protocol.CommitResult))
+	if err != nil || rules.Fences.Len() == 0 {
+		return stored[0], err
+	}
+	list := windows(records, stored, lost, nil, rules)
+	found, err := tracks(c, list, rules, inTx(ctx, tx), inTx(ctx, tx), nil, heldLimit)
+	if err != nil {
+		return false, err
+	}
+	then := &pgx.Batch{}
+	if _, err := recompute(ctx, tx, list, found, rules, then); err != nil {
+		return false, err
+	}
+	return stored[0], tx.SendBatch(ctx, then).Close()
 }

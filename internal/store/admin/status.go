@@ -65,6 +65,7 @@ select current_setting('server_version'),
     where backend_type = 'client backend'
       and pid <> pg_backend_pid()), 0)::double precision`
 
+// Members wait for each other, which is as it should be; a command may hold them up.
 const blockedSQL = `
 select a.application_name, b.pid, b.application_name, coalesce(b.state, ''),
   coalesce(extract(epoch from clock_timestamp() - b.xact_start), 0)::double precision
@@ -72,7 +73,7 @@ from pg_stat_activity a
 cross join unnest(pg_blocking_pids(a.pid)) as blocker
 join pg_stat_activity b on b.pid = blocker
 where a.application_name like 'processor/%'
-  and b.application_name not like 'processor/%'
+  and b.application_name !~ '^processor/.*\.[A-Z2-7]{10}$'
   and a.datname = current_database()
 order by 2
 limit 20`
