@@ -59,7 +59,7 @@ type filter struct {
 }
 
 func (f *filter) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.Class, "class", "", "reason: decode, invalid, sink, crash or too_large")
+	cmd.Flags().StringVar(&f.Class, "class", "", "reason: decode, invalid, sink, crash, too_large or foreign")
 	cmd.Flags().StringVar(&f.Device, "device", "", "device ID")
 	cmd.Flags().StringVar(&f.Fingerprint, "fingerprint", "", "failure group, as dlq stats lists them")
 	cmd.Flags().StringVar(&f.Text, "text", "", "text that the error or a field contains")

@@ -20,10 +20,10 @@ func newDLQEditCommand() *cobra.Command {
 	var set []string
 	var file, fromFile string
 	var by filter
-	var all, dry bool
+	var all, dry, takeBack bool
 	var replace operator.Replacement
 	cmd := &cobra.Command{
-		Use:   "edit [ID...] [--set NAME=VALUE ... | --replace OLD | --from-file FILE]",
+		Use:   "edit [ID...] [--set NAME=V | --replace OLD | --from-file FILE | --take-back]",
 		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Edits what a dead letter is replayed as: fields of the entry with --set codec=8E,
 members of its payload with --set payload.latitude=48.1 (the value is JSON), the
@@ -34,6 +34,8 @@ Edits many with --from-file: lines as dlq export writes them, with changed field
 Of the other members only the ID is read. Unchanged lines, with the original fields or
 those of the edit in effect, are skipped: edits before stay.
 
+Takes the edits of all that a filter or IDs select back with --take-back.
+
 Edits all that a filter selects with --replace OLD --with NEW: the text is replaced
 in the payload wherever it stands. With --regexp it is a regular expression (RE2),
 and NEW may have $1. With --dry-run it shows the first five differences and how
@@ -42,9 +44,22 @@ many decode then. At most 10,000 are edited at a time.`,
   processor dlq edit 1764000000000-0 --payload-file edited.json
   processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > edited.jsonl
   processor dlq edit --from-file edited.jsonl
-  processor dlq edit --fingerprint decode/payload.speed/type --replace '"fast"' --with 90 --dry-run`,
+  processor dlq edit --fingerprint decode/payload.speed/type --replace '"fast"' --with 90 --dry-run
+  processor dlq edit --fingerprint decode/payload.speed/type --take-back`,
 		Args: cobra.ArbitraryArgs,
 		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+			if takeBack {
+				if set != nil || file+fromFile != "" || cmd.Flags().Changed("replace") || cmd.Flags().Changed("with") || replace.Regexp || dry {
+					return usageError(cmd, errors.New("--take-back excludes all but IDs, a filter and --all"))
+				}
+				if err := by.set(cmd, args); err != nil {
+					return err
+				}
+				if by.Empty() && !all {
+					return usageError(cmd, operator.ErrChooseAll)
+				}
+				return takeBackMany(cmd, f, &by)
+			}
 			if fromFile != "" {
 				if len(args) > 0 || set != nil || file != "" {
 					return usageError(cmd, errors.New("--from-file excludes IDs and other flags"))
@@ -95,6 +110,7 @@ many decode then. At most 10,000 are edited at a time.`,
 	_ = cmd.Flags().SetAnnotation("with", mayBeEmpty, nil) // the flag is there
 	cmd.Flags().BoolVar(&replace.Regexp, "regexp", false, "the text to replace is a regular expression (RE2)")
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
+	cmd.Flags().BoolVar(&takeBack, "take-back", false, "take the edits of all that is selected back")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be replaced")
 	return cmd
 }
@@ -121,6 +137,17 @@ func replaceMany(cmd *cobra.Command, f *operator.Fleet, by *filter, replace oper
 	}), err)
 }
 
+func takeBackMany(cmd *cobra.Command, f *operator.Fleet, by *filter) error {
+	r, err := f.TakeBackEdits(cmd.Context(), by.Filter)
+	by.note(cmd, r.Selected, r.Missing)
+	if r.TakenBack == 0 {
+		return err
+	}
+	return errors.Join(printed(cmd, &r, func(out *cli.Output, r *operator.TakenBack) error {
+		return out.Line("%d of %d selected taken back", r.TakenBack, r.Selected)
+	}), err)
+}
+
 func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -137,6 +164,12 @@ func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {
 		if line.NowFails != "" && line.Outcome == "edited" {
 			count["fails"]++
 		}
+		if line.Edited {
+			count["kept"]++
+		}
+	}
+	if n := count["kept"]; n > 0 {
+		say(cmd.ErrOrStderr(), "%d unchanged with the original fields: the edits before stay, which processor dlq edit --take-back takes back", n)
 	}
 	out := outputOf(cmd)
 	printErr := out.Result(report, func() error {

@@ -314,7 +314,7 @@ func TestAnEditIsTakenBack(t *testing.T) {
 			require.Equal(t, outcome, report[i].Outcome)
 		}
 	}
-	for _, name := range []string{"alone", "by a replacement"} {
+	for _, name := range []string{"alone", "by a replacement", "of all that is selected"} {
 		for _, before := range []bool{false, true} { // `dlq edit … && dlq retry …` can be run again
 			var e operator.Edited
 			require.Zero(t, d.json(&e, set...))
@@ -323,7 +323,16 @@ func TestAnEditIsTakenBack(t *testing.T) {
 		}
 		from(original, "unchanged") // nobody touched that line
 		require.Contains(t, *edited(), "77")
+		_, _, errs := d.call("edit", "--from-file", servicetest.File(t, original))
+		require.Contains(t, errs, "1 unchanged with the original fields: the edits before stay")
 		switch name {
+		case "of all that is selected":
+			code, out, errs := d.call("edit", "--device", fleet.DeviceID(1), "--take-back")
+			require.Zero(t, code, errs)
+			require.Contains(t, out, "1 of 1 selected taken back")
+			code, _, errs = d.call("edit", id, "--take-back")
+			require.Equal(t, fault.Finding, code)
+			require.Contains(t, errs, "none of the 1 selected is edited")
 		case "alone":
 			in := func(altitude string) string {
 				return strings.Replace(original, `\"altitude\":0`, `\"altitude\":`+altitude, 1)
@@ -341,7 +350,7 @@ func TestAnEditIsTakenBack(t *testing.T) {
 		require.Nil(t, edited(), name)
 	}
 	require.Zero(t, d.count("select count(*) from processor.dead_letters where edited_at is not null or edit_diff is not null"))
-	require.Equal(t, 6, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
+	require.Equal(t, 8, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
 	code, _, errs := d.call("retry", id)
 	require.Zero(t, code, errs)
 	sent := d.client.XRange(t.Context(), d.Stream, "-", "+").Val()

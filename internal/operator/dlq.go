@@ -66,12 +66,12 @@ func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
 		kept = strings.Clone // not the reply of Redis that it is a part of, with the content of a page
 	}
 	j := DeadLetter{
-		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: kept(string(l.Class)), Device: kept(l.Entry.DeviceID()), Shard: l.Shard,
+		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: kept(string(classOf(l))), Device: kept(l.Entry.DeviceID()), Shard: l.Shard,
 		Error: kept(l.Error), Field: kept(l.Field), Fingerprint: kept(l.Fingerprint), Attempts: l.Attempts,
 		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: kept(l.Instance), Version: kept(l.Version),
 	}
 	if l.Err != nil {
-		j.Class, j.Error = "foreign", l.Err.Error()
+		j.Error = l.Err.Error()
 	}
 	first, _ := l.Entry.Field(telemetry.FieldReplayOf)
 	letter, _ := l.Entry.Field(telemetry.FieldReplayLetter)
@@ -124,6 +124,16 @@ func fieldsOf(fields []string) []Field {
 	return list
 }
 
+// classForeign is shown of what others added to the stream of dead letters. It can be dropped.
+const classForeign telemetry.Class = "foreign"
+
+func classOf(l *protocol.DLQEntry) telemetry.Class {
+	if l.Err != nil {
+		return classForeign
+	}
+	return l.Class
+}
+
 // Filter selects dead letters. The zero value selects all.
 type Filter struct {
 	IDs         []string // of dead letters or of the original entries
@@ -137,8 +147,8 @@ type Filter struct {
 
 // Check returns why the filter is invalid.
 func (f *Filter) Check() error {
-	if f.Class != "" && !slices.Contains(telemetry.Classes(), telemetry.Class(f.Class)) {
-		return fault.Exitf(fault.Config, "class %q: want one of %v", f.Class, telemetry.Classes())
+	if classes := append(slices.Clip(telemetry.Classes()), classForeign); f.Class != "" && !slices.Contains(classes, telemetry.Class(f.Class)) {
+		return fault.Exitf(fault.Config, "class %q: want one of %v", f.Class, classes)
 	}
 	for _, text := range f.IDs {
 		if _, err := telemetry.ParseEntryID(text); err != nil {
@@ -241,7 +251,7 @@ func (s *selection) found(ids ...string) (named bool) {
 func (s *selection) match(l *protocol.DLQEntry) bool {
 	at := l.ID.Time()
 	return s.named(l) &&
-		(s.Class == "" || string(l.Class) == s.Class) &&
+		(s.Class == "" || string(classOf(l)) == s.Class) &&
 		(s.Device == "" || l.Entry.DeviceID() == s.Device) &&
 		(s.Fingerprint == "" || l.Fingerprint == s.Fingerprint) &&
 		(s.Since.IsZero() || !at.Before(s.Since)) && (s.Until.IsZero() || at.Before(s.Until)) &&
@@ -319,11 +329,12 @@ func (d *deadLetters) eachAfter(ctx context.Context, after telemetry.EntryID, s 
 // ref identifies a dead letter and its original entry, without its content.
 type ref struct{ id, source telemetry.EntryID }
 
-// chosen returns the selected dead letters, in the order of their entries.
-func (d *deadLetters) chosen(ctx context.Context, s *selection) ([]ref, error) {
+// chosen returns the selected dead letters, in the order of their entries; with foreign those
+// that are none, too.
+func (d *deadLetters) chosen(ctx context.Context, s *selection, foreign bool) ([]ref, error) {
 	var list []ref
 	err := d.each(ctx, s, func(l *protocol.DLQEntry) bool {
-		if l.Err == nil {
+		if l.Err == nil || foreign {
 			list = append(list, ref{l.ID, l.Entry.ID})
 		}
 		return true
@@ -591,7 +602,7 @@ func (f *Fleet) DropDeadLetters(ctx context.Context, by Filter, confirm int) (ou
 	if err != nil {
 		return out, err
 	}
-	list, err := d.chosen(ctx, s)
+	list, err := d.chosen(ctx, s, true)
 	if err != nil {
 		return out, err
 	}

@@ -120,6 +120,7 @@ type EditOutcome struct {
 	ID       string `json:"id"`
 	Outcome  string `json:"outcome"` // edited, unchanged, gone
 	NowFails string `json:"now_fails,omitempty"`
+	Edited   bool   `json:"edited,omitempty"` // unchanged with the original fields: an edit before stays
 }
 
 // EditDeadLetters edits many: lines as ExportDeadLetters gives them, with changed
@@ -150,6 +151,52 @@ func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string)
 		}
 	}
 	return report, d.explained(err)
+}
+
+// TakenBack is how many edits were taken back.
+type TakenBack struct {
+	Selected  int      `json:"selected"`
+	TakenBack int      `json:"taken_back"`
+	Missing   []string `json:"-"`
+}
+
+// TakeBackEdits has the selected dead letters replayed as they came.
+func (f *Fleet) TakeBackEdits(ctx context.Context, by Filter) (out TakenBack, err error) {
+	d, s, err := f.selected(ctx, by, true)
+	if err != nil {
+		return out, err
+	}
+	list, err := d.chosen(ctx, s, false)
+	if err != nil {
+		return out, err
+	}
+	if out.Selected, out.Missing = len(list), s.missing(); len(list) == 0 {
+		return out, by.NoMatch()
+	}
+	for part := range slices.Chunk(list, deadLetterBatch) {
+		ids := make([]telemetry.EntryID, len(part))
+		for i, r := range part {
+			ids[i] = r.id
+		}
+		if ids, err = d.archive.WhichEdited(ctx, ids); err != nil {
+			break
+		}
+		edits := make([]store.Edit, len(ids))
+		for i, id := range ids {
+			edits[i].ID = id
+		}
+		if err = d.archive.Edit(ctx, edits, d.by); err != nil {
+			break
+		}
+		out.TakenBack += len(ids)
+	}
+	if out.TakenBack > 0 {
+		err = errors.Join(err, d.note(ctx, "dlq edit", by.String()+" taken back", out.TakenBack))
+	}
+	if err == nil && out.TakenBack == 0 {
+		err = fault.Exitf(fault.Finding, "nothing was changed: none of the %d selected is edited", len(list))
+	}
+	return out, d.explained(err)
 }
 
 // nextDeadLetters reads a page of lines that dlq export wrote.
@@ -205,6 +252,7 @@ func (d *deadLetters) editSome(ctx context.Context, page []DeadLetter, tell func
 			report[i].Outcome = "gone"
 		case slices.Equal(fields, l.Entry.Fields), slices.Equal(fields, before[l.ID]):
 			report[i].Outcome = "unchanged"
+			report[i].Edited = before[l.ID] != nil && !slices.Equal(fields, before[l.ID])
 		default:
 			if _, err := d.decode(l, fields); err != nil {
 				report[i].NowFails = err.Error()

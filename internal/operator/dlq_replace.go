@@ -99,7 +99,7 @@ func (f *Fleet) ReplaceInDeadLetters(ctx context.Context, by Filter, r Replaceme
 	if err != nil {
 		return out, err
 	}
-	list, err := d.chosen(ctx, s)
+	list, err := d.chosen(ctx, s, false)
 	if err != nil {
 		return out, err
 	}

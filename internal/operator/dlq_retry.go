@@ -88,7 +88,7 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	if err != nil {
 		return out, err
 	}
-	list, err := d.chosen(ctx, s)
+	list, err := d.chosen(ctx, s, false)
 	if err != nil {
 		return out, err
 	}

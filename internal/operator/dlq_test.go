@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/operator"
@@ -150,4 +151,26 @@ func TestP9WhatIsCountedAndReportedOfDeadLettersIsNotTheirContent(t *testing.T) 
 		require.Less(t, live()-began, letters*size/4, tt.name)
 		runtime.KeepAlive(result)
 	}
+}
+
+// Whoever added it: it would keep a stream from being removed.
+func TestAForeignEntryIsDroppedAndStaysInTheArchive(t *testing.T) {
+	dep := newDeployment(t)
+	f := dep.fleet(dep.redis.Stream)
+	client, dlq := dep.redis.Client(), dep.redis.Stream+":dlq"
+	dep.deadLetters(servicetest.MovingRecord("860000000000001", 1))
+	id := client.XAdd(t.Context(), &redis.XAddArgs{Stream: dlq, Values: []string{"by", "hand"}}).Val()
+	_, err := f.RetryDeadLetters(t.Context(), operator.Filter{Class: "foreign"}, operator.RetryOptions{PerSecond: 1, PauseAt: 1, Unchecked: true})
+	require.ErrorIs(t, err, operator.ErrNoMatch, "it is no dead letter")
+	out, err := f.DropDeadLetters(t.Context(), operator.Filter{Class: "foreign"}, 1)
+	require.NoError(t, err)
+	require.Equal(t, 1, out.Dropped)
+	require.EqualValues(t, 1, client.XLen(t.Context(), dlq).Val())
+	var n int
+	require.NoError(t, dep.pool.QueryRow(t.Context(), "select count(*) from processor.dead_letters where dlq_id = $1 and class = 'foreign'", id).Scan(&n))
+	require.Equal(t, 1, n)
+	another := client.XAdd(t.Context(), &redis.XAddArgs{Stream: dlq, Values: []string{"by", "hand"}}).Val()
+	out, err = f.DropDeadLetters(t.Context(), operator.Filter{IDs: []string{another}}, 1)
+	require.NoError(t, err)
+	require.Equal(t, 1, out.Dropped)
 }
