@@ -153,7 +153,7 @@ func TestP9WhatIsCountedAndReportedOfDeadLettersIsNotTheirContent(t *testing.T) 
 	}
 }
 
-// Whoever added it: it would keep a stream from being removed.
+// One that another program added would keep its stream from being removed.
 func TestAForeignEntryIsDroppedAndStaysInTheArchive(t *testing.T) {
 	dep := newDeployment(t)
 	f := dep.fleet(dep.redis.Stream)
