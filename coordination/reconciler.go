@@ -140,7 +140,7 @@ func (k *reconciler) raiseLoop(ctx context.Context) {
 			ended = true
 		}
 		id := k.stream.HighWatermark()
-		if !raised.Less(id) {
+		if id == raised {
 			continue
 		}
 		raising, cancel := ctx, context.CancelFunc(func() {})

@@ -29,7 +29,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	if err != nil || !snapshot.Exists {
 		return err // without a group its recreation will show the loss
 	}
-	gone := snapshot.LostInFailover()
+	gone := snapshot.LostInFailover(seen.Gone)
 	if len(gone) == 0 {
 		if seen.Newest.Less(snapshot.Newest) {
 			err = w.ledger.Observe(ctx, term, snapshot.Newest, seen.Gone)
@@ -65,6 +65,9 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 		if err := w.recordFailover(ctx, kind, loss); err != nil {
 			return err
 		}
+	}
+	if loss.Last.Less(seen.Gone) {
+		loss.Last = seen.Gone // the applied IDs of idle shards may still lie up to there
 	}
 	return w.ledger.Observe(ctx, term, snapshot.Newest, loss.Last)
 }

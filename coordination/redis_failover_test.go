@@ -32,13 +32,16 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 			}
 		}, reg
 	}
-	add := func() telemetry.EntryID {
-		text, err := b.client.XAdd(ctx, xadd(key, "a")).Result()
+	addAs := func(as string) telemetry.EntryID {
+		a := xadd(key, "a")
+		a.ID = as
+		text, err := b.client.XAdd(ctx, a).Result()
 		require.NoError(t, err)
 		id, err := telemetry.ParseEntryID(text)
 		require.NoError(t, err)
 		return id
 	}
+	add := func() telemetry.EntryID { return addAs("*") }
 	state := func() string { return b.client.Dump(ctx, key).Val() }
 	// In the millisecond of the last entry the older state would use its ID again.
 	resume := func(state string) {
@@ -152,6 +155,30 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	require.Equal(t, 2, losses("flush"))
 	require.Equal(t, 3, losses("failover"))
 	require.Equal(t, 2, b.count("select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null"))
+
+	// An ID far ahead of the clock, which goes with a repair of the stream, hides no later loss.
+	_, err = b.group.AcquireDispatchLease(ctx, "", "ahead", time.Minute)
+	require.NoError(t, err)
+	add()
+	next()
+	older = state()
+	mark(addAs("9999999999999-1"), "0") // of a shard that is idle from now on
+	next()
+	resume(older)
+	next()
+	require.Equal(t, 4, losses("failover"))
+	before = add()
+	next()
+	older = state()
+	done = add()
+	next()
+	require.Equal(t, 4, losses("failover"))
+	resume(older)
+	next()
+	next()
+	require.Equal(t, 5, losses("failover"))
+	b.requireLost(done)
+	require.Equal(t, 1, b.count("select count(*) from processor.losses where cause = 'failover' and first_id = $1", before.Next().String()))
 }
 
 // inLedger reports whether an entry lies within a loss of the ledger.

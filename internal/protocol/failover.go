@@ -15,13 +15,18 @@ type HighWatermark struct {
 	Flushed bool                // a loss with the cause flush was recorded since the last poll
 }
 
-// Known returns the entries to look for, ascending.
+// Known returns the entries to look for, ascending. The newest is one of them even if losses are recorded
+// up to beyond it: an ID far ahead of the clock may be gone, and what is added then has lower ones.
 func (s *HighWatermark) Known() []telemetry.EntryID {
 	known := append([]telemetry.EntryID{s.Newest}, s.Marks...)
-	known = slices.DeleteFunc(known, func(id telemetry.EntryID) bool { return id.Compare(s.Gone) <= 0 })
+	known = slices.DeleteFunc(known, func(id telemetry.EntryID) bool { return id.IsZero() || id != s.Newest && id.Compare(s.Gone) <= 0 })
 	slices.SortFunc(known, telemetry.EntryID.Compare)
 	return slices.Compact(known)
 }
+
+// FarAhead reports whether an ID lies farther ahead of the clock, in milliseconds since 1970, than the clocks of
+// two servers differ. A client chose it, or the clock has jumped.
+func FarAhead(id telemetry.EntryID, now uint64) bool { return id.Ms > now+60_000 }
 
 // StreamSnapshot is the state of the stream at one moment.
 type StreamSnapshot struct {
@@ -36,11 +41,15 @@ type StreamSnapshot struct {
 }
 
 // LostInFailover returns those missing entries, ascending, that were neither
-// trimmed nor deleted. Only an older state of the stream, or another stream of
+// trimmed nor deleted, nor accounted for by losses up to gone, unless that lies ahead
+// of the clock. Only an older state of the stream, or another stream of
 // the same name, explains them; a clock step or a restart without a loss does
 // not.
-func (s *StreamSnapshot) LostInFailover() []telemetry.EntryID {
+func (s *StreamSnapshot) LostInFailover(gone telemetry.EntryID) []telemetry.EntryID {
 	return slices.DeleteFunc(slices.Clone(s.Missing), func(id telemetry.EntryID) bool {
+		if id.Compare(gone) <= 0 && !FarAhead(gone, s.Now) {
+			return true
+		}
 		trimmed := id.Less(s.First)
 		if s.First.IsZero() {
 			trimmed = id.Compare(s.Last) <= 0

@@ -35,11 +35,15 @@ func TestAnOlderStateIsDistinguishedFromATrimmedOne(t *testing.T) {
 		"another, and empty":            {protocol.StreamSnapshot{Whole: true, Missing: ids(7, 9)}, ids(7, 9)},
 		"older, deleted from before it": {protocol.StreamSnapshot{First: at(1), Newest: at(6), Last: at(6), Deleted: at(4), Missing: ids(4, 9)}, ids(9)},
 	} {
-		require.ElementsMatch(t, c.gone, c.snapshot.LostInFailover(), name)
+		require.ElementsMatch(t, c.gone, c.snapshot.LostInFailover(telemetry.EntryID{}), name)
 	}
 
 	seen := protocol.HighWatermark{Newest: at(7), Marks: ids(9, 2, 7, 0, 4)}
 	require.Equal(t, ids(2, 4, 7, 9), seen.Known())
-	seen.Gone = at(7)
-	require.Equal(t, ids(9), seen.Known(), "once is enough")
+	seen.Gone = at(8)
+	require.Equal(t, ids(7, 9), seen.Known(), "the newest, and what is not accounted for")
+	older := protocol.StreamSnapshot{First: at(1), Newest: at(6), Last: at(6), Missing: ids(7, 9), Now: 10}
+	require.Equal(t, ids(9), older.LostInFailover(at(8)), "once is enough")
+	ahead := at(older.Now + 60_001)
+	require.Equal(t, ids(7, 9), older.LostInFailover(ahead), "an ID ahead of the clock accounts for no entry that was added later")
 }

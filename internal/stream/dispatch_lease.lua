@@ -63,6 +63,15 @@ local function read_beyond(group, id)
   return ahead
 end
 
+-- cut_acked lowers acked marks ahead of the clock, of entries that are gone with an earlier state of the
+-- stream: each owner would put the whole backlog on its queue.
+local function cut_acked(last)
+  local clock = redis.call('time')[1] .. '999-0'
+  for shard, mark in pairs(pairs_of(redis.call('hgetall', KEYS[4]))) do
+    if after(mark, last) and after(mark, clock) then redis.call('hset', KEYS[4], shard, last) end
+  end
+end
+
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
 if g then
@@ -79,6 +88,9 @@ if g then
       set_ahead(KEYS[7], '-', last, nil, '-')
     end
     return {1, dispatched, 2, g['pending'], paused, beyond}
+  end
+  if dispatched and after(dispatched, last) then
+    cut_acked(pairs_of(redis.call('xinfo', 'stream', KEYS[1]))['last-generated-id'])
   end
   redis.call('set', KEYS[3], last)
   return {1, last, 0, g['pending'], paused, read_beyond(g, last)}
@@ -100,6 +112,7 @@ if not info.err then
   read, entries, last = s['entries-added'] - s['length'], s['length'], s['last-generated-id']
   if s['first-entry'] then first = s['first-entry'][1] end
 end
+cut_acked(last)
 local created = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
 if created.err then return created end
 -- The leader learns from this whether a group was lost, and when redelivery is complete.

@@ -173,3 +173,34 @@ func TestNothingIsSetBackOnARecreatedGroupOfARecreatedStream(t *testing.T) {
 	b.dispatchAll("u")
 	require.Equal(t, fresh, b.queue(1))
 }
+
+// A mark of an entry that is gone would have each owner put the whole backlog on its queue.
+func TestAnAckedMarkAheadOfTheClockEndsWithTheStreamThatHadIt(t *testing.T) {
+	t.Parallel()
+	for name, repair := range map[string]func(b *bench, older string) error{
+		"deleted": func(b *bench, _ string) error { return b.client.Del(t.Context(), b.cfg.Stream).Err() },
+		"restored": func(b *bench, older string) error {
+			return b.client.RestoreReplace(t.Context(), b.cfg.Stream, 0, older).Err()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.addTo(1, 1)
+			b.ready()
+			older := b.client.Dump(t.Context(), b.cfg.Stream).Val()
+			ahead := telemetry.EntryID{Ms: 9_999_999_999_999}
+			a := xadd(b.cfg.Stream, "device_id", "x")
+			a.ID = ahead.String()
+			require.NoError(t, b.client.XAdd(t.Context(), a).Err())
+			b.dispatchAll("t")
+			require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 2, IDs: []telemetry.EntryID{ahead}}}))
+			require.NoError(t, repair(b, older))
+			_, err := b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
+			require.NoError(t, err)
+			in, err := b.RegisterOwner(t.Context(), "owner", []int{2})
+			require.NoError(t, err)
+			require.Equal(t, b.info().Last, in.Acked[2])
+		})
+	}
+}

@@ -33,3 +33,14 @@ func TestTheMarkOfOneServerIsNotHiddenByThatOfTheNext(t *testing.T) {
 		require.Equal(t, id(2), g.HighWatermark())
 	})
 }
+
+func TestAnEntryAheadOfTheClockDoesNotStayTheMark(t *testing.T) {
+	t.Parallel()
+	now := uint64(time.Now().UnixMilli())
+	var g Group
+	g.observed(telemetry.EntryID{Ms: now + uint64(time.Hour.Milliseconds())})
+	for _, ms := range []uint64{now, now - 1} {
+		g.observed(telemetry.EntryID{Ms: ms})
+		require.Equal(t, telemetry.EntryID{Ms: now}, g.HighWatermark())
+	}
+}

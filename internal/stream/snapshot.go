@@ -87,11 +87,12 @@ func (g *Group) After(ctx context.Context, id telemetry.EntryID) (telemetry.Entr
 	return after, failure(op, err)
 }
 
-// observed raises the high-water mark to an entry.
+// observed raises the high-water mark to an entry. A mark ahead of the clock would hide
+// what comes once the entry is gone, so it gives way to any other.
 func (g *Group) observed(id telemetry.EntryID) {
 	for {
 		before := g.newest.Load()
-		if before != nil && id.Compare(*before) <= 0 || g.newest.CompareAndSwap(before, &id) {
+		if before != nil && id.Compare(*before) <= 0 && !protocol.FarAhead(*before, uint64(time.Now().UnixMilli())) || g.newest.CompareAndSwap(before, &id) {
 			return
 		}
 	}
