@@ -92,6 +92,9 @@ if g then
   if dispatched and after(dispatched, last) then
     cut_acked(pairs_of(redis.call('xinfo', 'stream', KEYS[1]))['last-generated-id'])
   end
+  if made_again(KEYS[3], last) then
+    for shard = 0, ARGV[5] - 1 do redis.call('hdel', KEYS[7], string.format('shard-%02d', shard)) end
+  end
   redis.call('set', KEYS[3], last)
   return {1, last, 0, g['pending'], paused, read_beyond(g, last)}
 end

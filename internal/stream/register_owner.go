@@ -25,7 +25,7 @@ func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (
 	for _, s := range shards {
 		args = append(args, s, g.consumers[s])
 	}
-	keys := []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens(), g.names.Pending(), g.names.Applied(), g.names.Losses(), g.names.Database()}
+	keys := []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens(), g.names.Pending(), g.names.Applied(), g.names.Losses(), g.names.Database(), g.names.Dispatched()}
 	res, err := registerOwnerScript.Run(ctx, g.client, keys, args...).StringSlice()
 	if err != nil {
 		return in, failure(op, err)

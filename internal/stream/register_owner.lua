@@ -6,7 +6,7 @@
 --
 -- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] hash of tokens
 -- KEYS[4] hash of the lengths of queues   KEYS[5] hash of applied IDs   KEYS[6] losses
--- KEYS[7] the fleet's database
+-- KEYS[7] the fleet's database   KEYS[8] last ID dispatched
 -- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any
 -- then the shards, each with its consumer
 -- Reply: {the group's last-delivered ID or '', or the highest ID pending or read by the
@@ -21,9 +21,13 @@ end
 local answer = {'', ''}
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
-local counts, dispatched
+local counts, foreign, moved, dispatched
 if g then
-  answer[1], counts = g['last-delivered-id'], count_pending(KEYS[1], ARGV[1])
+  answer[1] = g['last-delivered-id']
+  if not made_again(KEYS[8], answer[1]) then
+    counts, foreign = count_pending(KEYS[1], ARGV[1])
+    moved = to_foreign(KEYS[4], foreign) -- left to be recorded by snapshot.lua, for the other shards
+  end
   dispatched = read_ahead(KEYS[4], answer[1]) or answer[1]
   local highest = redis.call('xpending', KEYS[1], ARGV[1])[3]
   if highest and after(highest, answer[1]) then answer[1] = highest end
@@ -36,7 +40,7 @@ end
 for i = 4, #ARGV, 2 do
   local shard, applied = ARGV[i], redis.call('hget', KEYS[5], ARGV[i])
   redis.call('hset', KEYS[3], shard, ARGV[2])
-  if g then check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, dispatched) end
+  if counts then moved = check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, dispatched, moved) end
   answer[#answer + 1] = redis.call('hget', KEYS[2], shard) or ''
   answer[#answer + 1] = applied or ''
 end

@@ -29,7 +29,7 @@ func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol
 	for _, id := range ids {
 		args = append(args, id.String())
 	}
-	texts, err := snapshotScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Pending(), g.names.Losses(), g.names.Applied(), g.names.DispatchLease()}, args...).StringSlice()
+	texts, err := snapshotScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Pending(), g.names.Losses(), g.names.Applied(), g.names.DispatchLease(), g.names.Dispatched()}, args...).StringSlice()
 	if err != nil {
 		return protocol.StreamSnapshot{}, failure(op, err)
 	}

@@ -4,7 +4,7 @@
 -- the server. What it shows to be lost is noted as lost in the same step.
 --
 -- KEYS[1] stream   KEYS[2] hash of the lengths of queues   KEYS[3] losses
--- KEYS[4] hash of applied IDs   KEYS[5] dispatch lease
+-- KEYS[4] hash of applied IDs   KEYS[5] dispatch lease   KEYS[6] last ID dispatched
 -- ARGV[1] group   ARGV[2] number of shards   then IDs
 -- Reply: {} without the stream or the group, or {first entry, newest entry, both
 -- '' in an empty stream, last ID generated, highest ID deleted, entries ever
@@ -33,10 +33,14 @@ else
   if read ~= before then move_to(KEYS[1], ARGV[1], KEYS[2], delivered, read) end
 end
 
-local counts = count_pending(KEYS[1], ARGV[1])
-for shard = 0, ARGV[2] - 1 do
-  check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
-    redis.call('hget', KEYS[4], shard), ahead or delivered)
+if not made_again(KEYS[6], delivered) then
+  local counts, foreign = count_pending(KEYS[1], ARGV[1])
+  local moved = to_foreign(KEYS[2], foreign)
+  if moved ~= 0 then redis.call('hset', KEYS[2], 'foreign', foreign) end
+  for shard = 0, ARGV[2] - 1 do
+    moved = check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
+      redis.call('hget', KEYS[4], shard), ahead or delivered, moved)
+  end
 end
 
 local now = redis.call('time')

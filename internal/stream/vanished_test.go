@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -155,6 +156,65 @@ func TestP6QueuesThatLoseNothingAreNotNotedWhateverChangesThem(t *testing.T) {
 	_, err = b.Snapshot(t.Context(), nil)
 	require.NoError(t, err)
 	require.EqualValues(t, 26, b.lost(t)["trimmed_pending"])
+}
+
+// P6: what another client took from the queues is not lost, nor what a group that it made again
+// at 0 has to be dispatched again; what goes besides is.
+func TestP6EntriesThatAnotherClientMovesAreNotNotedAsLost(t *testing.T) {
+	t.Parallel()
+	for name, look := range map[string]func(b *bench) error{
+		"seen by the leader": func(b *bench) error { _, err := b.Snapshot(t.Context(), nil); return err },
+		"seen by an owner":   func(b *bench) error { _, err := b.RegisterOwner(t.Context(), "", []int{0, 1, 2, 3}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			var ids []telemetry.EntryID
+			for shard := range shards {
+				ids = append(ids, b.addTo(shard, 4)...)
+			}
+			b.ready()
+			lost := func(want int64) {
+				t.Helper()
+				for range 2 {
+					require.NoError(t, look(b))
+				}
+				_, err := b.Snapshot(t.Context(), nil)
+				require.NoError(t, err)
+				require.Equal(t, want, b.lost(t)["trimmed_pending"])
+			}
+			lost(0)
+			require.NoError(t, b.client.XAutoClaim(t.Context(), &redis.XAutoClaimArgs{
+				Stream: b.cfg.Stream, Group: b.cfg.Group, Consumer: "other", Start: "0", Count: 6,
+			}).Err())
+			lost(0)
+			// Nor do the entries that it has excuse a later loss.
+			require.NoError(t, b.client.XGroupDelConsumer(t.Context(), b.cfg.Stream, b.cfg.Group, "shard-03").Err())
+			lost(4)
+			b.sweep("other", 0, 100)
+			lost(4)
+			require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 0, IDs: ids[:4]}}))
+			lost(4)
+
+			_, err := b.client.TxPipelined(t.Context(), func(tx redis.Pipeliner) error {
+				tx.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group)
+				tx.XGroupCreate(t.Context(), b.cfg.Stream, b.cfg.Group, "0")
+				return nil
+			})
+			require.NoError(t, err)
+			lost(4)
+			require.NoError(t, b.client.Del(t.Context(), b.Names().DispatchLease()).Err())
+			turn, err := b.AcquireDispatchLease(t.Context(), "", "t", time.Minute)
+			require.NoError(t, err)
+			require.False(t, turn.GroupCreated)
+			lost(4)
+			b.dispatch(t, turn.After, 1000)
+			require.Len(t, b.queue(3), 4)
+			lost(4)
+			require.NoError(t, b.client.XGroupDelConsumer(t.Context(), b.cfg.Stream, b.cfg.Group, "shard-03").Err())
+			lost(8)
+		})
+	}
 }
 
 // dispatchAgainFrom acquires the dispatch lease and dispatches all there is.
