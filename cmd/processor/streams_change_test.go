@@ -162,6 +162,14 @@ values ($1, $2, '1-1', 0, '{}', 'decode', 'x', 'x', 1, now(), now(), now(), 'i',
 	refused("1 loss not in the ledger yet")
 	require.NoError(t, dep.Client().Del(t.Context(), "{"+other.Stream+"}:"+dep.Group+":losses").Err())
 
+	// Nothing is left to do of an entry that was deleted unread, but to record it.
+	late = other.Publish(servicetest.Record("device-1", 4))
+	require.NoError(t, dep.Client().XDel(t.Context(), other.Stream, late[0].String()).Err())
+	_, errs = command(dep, 1, nil, "streams", "remove", other.Stream, "--devices-to", dep.Stream)
+	require.Contains(t, errs, "losses are not in the ledger yet: start an instance")
+	refused("1 loss not in the ledger yet")
+	require.NoError(t, dep.Client().Del(t.Context(), "{"+other.Stream+"}:"+dep.Group+":losses").Err())
+
 	// In a Redis that is not the fleet's nothing is left to do, and nothing is there.
 	elsewhere, err := url.Parse(dep.RedisURL)
 	require.NoError(t, err)

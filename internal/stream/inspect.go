@@ -30,7 +30,8 @@ type Info struct {
 	Pending     int64
 	Lag         Count // entries that are on no queue yet
 
-	ahead readAhead
+	newest telemetry.EntryID // zero in an empty stream
+	ahead  readAhead
 }
 
 // Last returns the last entry ever added to the stream; zero if there is none.
@@ -51,6 +52,7 @@ func (g *Group) Info(ctx context.Context) (Info, error) {
 	info := Info{Exists: true, Length: s.Length, Added: s.EntriesAdded}
 	info.Last, _ = telemetry.ParseEntryID(s.LastGeneratedID)
 	info.First, _ = telemetry.ParseEntryID(s.FirstEntry.ID)
+	info.newest, _ = telemetry.ParseEntryID(s.LastEntry.ID)
 	if row.Name == "" {
 		return info, nil
 	}
@@ -127,6 +129,8 @@ func lag(info Info, row redis.XInfoGroup) Count {
 			return Count{}
 		}
 		return Count{N: info.Added - ahead.read + ahead.unqueued, Known: true}
+	case !info.Delivered.Less(info.newest):
+		return Count{N: 0, Known: true} // what followed was deleted
 	case info.Delivered.Less(info.First):
 		// Nothing that remains was dispatched: all of it is lag.
 		return Count{N: info.Length, Known: true}

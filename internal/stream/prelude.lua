@@ -168,12 +168,16 @@ local function set_ahead(lengths, token, last, read, unqueued, number)
 end
 
 -- note_unread notes what was removed behind an ID without having been read, if all that is
--- left follows it; of unknown size if it is not known how many were read until there. It
+-- left follows it, or nothing; of unknown size if it is not known how many were read until there. It
 -- returns how many are read or noted, nil for unknown. s is the stream's XINFO. Entries
 -- that were removed before a group began at 0-0 were never ours to read.
 local function note_unread(s, losses, id, read)
   local first, newest = s['first-entry'] and s['first-entry'][1], s['last-generated-id']
   local removed = s['entries-added'] - s['length']
+  -- Where nothing follows it, all that was added was read or removed.
+  if first and not after(s['last-entry'][1], id) and (read or after(s['max-deleted-entry-id'], id)) then
+    removed, first = s['entries-added'], nil
+  end
   if first and not after(first, id) or read and removed <= read then return read end
   if read or removed > 0 and id ~= '0-0' and after(newest, id) then
     local last = first or newest

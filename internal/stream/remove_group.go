@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 
@@ -47,9 +48,9 @@ func (g *Group) Removed(ctx context.Context) (telemetry.EntryID, error) {
 // repeated. Entries of a stream that was never served are left as they are.
 func (g *Group) RemoveGroup(ctx context.Context, served bool) error {
 	const op = "remove the group"
-	keys := []string{g.names.Stream, g.names.Removed(), g.names.Losses()}
+	keys := []string{g.names.Stream, g.names.Removed(), g.names.Losses(), g.names.Pending()}
 	for _, key := range g.names.All() {
-		if key != g.names.Removed() && key != g.names.Losses() {
+		if !slices.Contains(keys, key) {
 			keys = append(keys, key)
 		}
 	}
@@ -68,7 +69,10 @@ func (g *Group) RemoveGroup(ctx context.Context, served bool) error {
 	if err != nil {
 		return failure(op, err)
 	}
-	if res[0].(int64) == 0 {
+	switch res[0].(int64) {
+	case 2:
+		return fmt.Errorf("%s: losses are not in the ledger yet: start an instance that serves the stream, which records them, and run it again", op)
+	case 0:
 		return fmt.Errorf("%s: entries came meanwhile: %v are pending, dispatched up to %v of %v", op, res[1], res[2], res[3])
 	}
 	return nil

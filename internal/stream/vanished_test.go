@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,64 @@ func TestP6EntriesTrimmedUnreadAreNotedWithoutWaitingForTheNext(t *testing.T) {
 	require.Equal(t, more[4], after)
 	look()
 	b.requireCovered(ids[40:])
+}
+
+// P6, P10: a stream whose newest entries were deleted before they were read is done once the loss is in
+// the ledger, and then its group can be removed.
+func TestP6AStreamIsDoneThoughItsNewestEntriesWereDeletedUnread(t *testing.T) {
+	t.Parallel()
+	for name, remove := range map[string]func(b *bench, ids []telemetry.EntryID) (err error){
+		"deleted": func(b *bench, ids []telemetry.EntryID) error { b.del(ids...); return nil },
+		"trimmed": func(b *bench, _ []telemetry.EntryID) error {
+			return b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 0).Err()
+		},
+		"deleted, of an unknown number read": func(b *bench, ids []telemetry.EntryID) error {
+			b.del(ids...)
+			return b.client.XGroupSetID(t.Context(), b.cfg.Stream, b.cfg.Group, b.info().Delivered.String()).Err()
+		},
+		"none": func(b *bench, ids []telemetry.EntryID) error {
+			return b.client.Do(t.Context(), "xsetid", b.cfg.Stream, ids[1].Next().String()).Err()
+		},
+	} {
+		for _, led := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, with a leader %v", name, led), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				ids := b.addTo(1, 3)
+				b.ready()
+				require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids}}))
+				var lost []telemetry.EntryID
+				unread := ids[1:]
+				if name != "none" {
+					lost = b.addTo(1, 2)
+					require.ErrorContains(t, b.RemoveGroup(t.Context(), true), "entries came meanwhile")
+					unread = lost
+				}
+				require.NoError(t, remove(b, unread))
+				require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
+				for range 2 {
+					if led {
+						_, err := b.Snapshot(t.Context(), nil)
+						require.NoError(t, err)
+					}
+					if len(lost) > 0 {
+						require.ErrorContains(t, b.RemoveGroup(t.Context(), true), "losses are not in the ledger yet")
+					}
+				}
+				losses, receipt, _, err := b.Losses(t.Context(), 10)
+				require.NoError(t, err)
+				if len(lost) > 0 {
+					require.Len(t, losses, 1)
+					require.Equal(t, lost[1], losses[0].Last)
+					require.Equal(t, name == "deleted, of an unknown number read", losses[0].Entries == -1)
+					require.Contains(t, []int64{2, -1}, losses[0].Entries)
+				}
+				require.NoError(t, b.Recorded(t.Context(), receipt))
+				require.NoError(t, b.RemoveGroup(t.Context(), true))
+				require.False(t, b.info().GroupExists)
+			})
+		}
+	}
 }
 
 // P6: the recorded lengths of queues follow whatever changes them, so that no
