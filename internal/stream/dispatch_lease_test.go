@@ -204,3 +204,19 @@ func TestAnAckedMarkAheadOfTheClockEndsWithTheStreamThatHadIt(t *testing.T) {
 		})
 	}
 }
+
+func TestAKeyOfAnotherTypeIsNotTakenForTheStream(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.turn("t")
+	own := func(key string) {
+		require.NoError(t, b.client.Del(t.Context(), key).Err())
+		require.NoError(t, b.client.Set(t.Context(), key, "x", 0).Err())
+	}
+	own(b.Names().Acked())
+	err := b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: []telemetry.EntryID{{Ms: 1}}}})
+	require.ErrorContains(t, err, "or one that the group keeps for it, {STREAM}:GROUP:…, is of another type")
+	own(b.cfg.Stream)
+	_, err = b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
+	require.ErrorContains(t, err, "the key is not a stream; check REDIS_TELEMETRY_STREAM")
+}

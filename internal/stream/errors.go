@@ -44,6 +44,9 @@ func failure(op string, err error) error {
 	case "WRONGTYPE":
 		f.Kind = protocol.Misconfigured
 		f.Err = fmt.Errorf("%s: the key is not a stream; check REDIS_TELEMETRY_STREAM: %w", op, err)
+		if strings.Contains(err.Error(), "script: ") { // what a script looks at first is the stream, and it says so itself
+			f.Err = fmt.Errorf("%s: the key of REDIS_TELEMETRY_STREAM or one that the group keeps for it, {STREAM}:GROUP:…, is of another type; find it with TYPE and rename it: %w", op, err)
+		}
 	case "NOPERM", "NOAUTH", "WRONGPASS":
 		f.Kind = protocol.Misconfigured
 		f.Err = fmt.Errorf("%s: Redis rejects this user; check REDIS_URL and the ACL: %w", op, err)
