@@ -67,7 +67,7 @@ type Redis struct {
 	URLFile         Secret   // where URL came from, "" if not from a file; a URL given by mistake is one, too
 	Stream          string   `env:"REDIS_TELEMETRY_STREAM" default:"telemetry:teltonika" help:"stream to read; or several, separated by commas, with telemetry:{0..7} for eight"`
 	Group           string   `env:"REDIS_CONSUMER_GROUP" default:"processor" help:"consumer group of the fleet"`
-	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters"`
+	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters; two fleets on one stream need one each"`
 	RecomputeStream string   `env:"RECOMPUTE_STREAM" default:"recompute:requests" help:"stream on which other services request recomputes"`
 	TimingStream    string   `env:"TIMING_STREAM" auto:"published nowhere" help:"stream on which the changes of crossings are published, for this alone; about 100,000 are kept"`
 }
