@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -41,4 +42,13 @@ func TestLagCurveIsTheWorstOfEachSecond(t *testing.T) {
 	require.Equal(t, LagCurve{
 		After: "a kill", Backlog: []*int64{&seven, none, &one, none}, AgeSeconds: []*float64{&worst, nil, &last, nil},
 	}, c)
+}
+
+// The server counts nothing of it where its lag is unknown.
+func TestWhatWasSentAndNotDispatchedIsAMissedBound(t *testing.T) {
+	t.Parallel()
+	var r run
+	res := Result{Account: oracle.Account{Pending: 3}}
+	r.checkCommonBounds(&res)
+	require.Equal(t, []string{"backlog: 3 entries, want 0"}, r.missed)
 }
