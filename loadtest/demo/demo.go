@@ -267,6 +267,17 @@ func (l leftover) only(these map[telemetry.EntryID]bool) bool {
 	return true
 }
 
+// stuck returns how many of the valid records that were sent are left.
+func (l leftover) stuck(sent *fleet.Log) (n int64, err error) {
+	err = sent.Scan(func(_ int64, s *fleet.Sent) error {
+		if s.Class == "" && (l.pending[s.ID] || l.dispatched.Less(s.ID)) {
+			n++
+		}
+		return nil
+	})
+	return n, err
+}
+
 // judge compares what was sent with what is there.
 func (d *demo) judge(ctx context.Context, sent *fleet.Log, invalid map[telemetry.EntryID]bool, left leftover) (*Result, error) {
 	rows, err := openRows(ctx, d.cfg.PostgresURL, store.Scope{Stream: d.cfg.Stream, Group: d.cfg.Group})
@@ -297,12 +308,9 @@ func (d *demo) judge(ctx context.Context, sent *fleet.Log, invalid map[telemetry
 		return nil, errors.New("the account does not add up: entries are not stored + duplicates + dead-lettered + pending + lost")
 	}
 	r := &Result{Account: account, Findings: report.Examples, Invalid: int64(len(invalid))}
-	for id := range left.pending {
-		if !invalid[id] {
-			r.Stuck++
-		}
+	if r.Stuck, err = left.stuck(sent); err != nil {
+		return nil, err
 	}
-	r.Stuck = max(r.Stuck, account.Pending-r.Invalid)
 	f, err := gather(d.cfg.Metrics)
 	if err != nil {
 		return nil, err
