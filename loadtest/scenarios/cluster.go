@@ -111,11 +111,11 @@ func (r *run) loseMaster(ctx context.Context, steady period) error {
 	return nil
 }
 
-func deref(ms *float64) float64 {
-	if ms == nil {
-		return 0
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
 	}
-	return *ms
+	return v
 }
 
 // streamsOf returns the streams of a node.

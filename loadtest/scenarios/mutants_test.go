@@ -61,7 +61,7 @@ func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 		caught           func(r *scenarios.Result) bool
 	}{
 		{"drop:100000", "split", scenarios.Plan{Rate: 10_000, Duration: 25 * time.Second}, func(r *scenarios.Result) bool { return r.Lost > 0 }},
-		{"early_ack", "split", short, func(r *scenarios.Result) bool { return r.Early > 0 }},
+		{"early_ack", "split", short, func(r *scenarios.Result) bool { return r.Early != nil && *r.Early > 0 }},
 		{"double_crossing", "split", short, func(r *scenarios.Result) bool { return r.Oracle == "different" }},
 		{"unfenced", "wake", scenarios.Plan{}, func(r *scenarios.Result) bool { return *r.Stale > 0 && refused(r.Missed) }},
 	} {

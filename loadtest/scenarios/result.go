@@ -39,7 +39,7 @@ type Result struct {
 	Moves        *int     `json:"moves_a_minute,omitempty"`
 	Seed         uint64   `json:"seed"`
 	Stale        *int64   `json:"stale"` // rows committed by a member that did not own the shard
-	Early        int64    `json:"early"` // records found acknowledged and not stored
+	Early        *int64   `json:"early"` // records found acknowledged and not stored; null where none was looked for
 	Duplicates   int64    `json:"duplicates"`
 	DeadLettered int64    `json:"dead_lettered"`
 	Crossings    int64    `json:"crossings"` // that are as they must be

@@ -44,6 +44,45 @@ func TestLagCurveIsTheWorstOfEachSecond(t *testing.T) {
 	}, c)
 }
 
+func TestNothingIsAcknowledgedTooEarlyOnlyWhereThatWasLookedFor(t *testing.T) {
+	t.Parallel()
+	look := func(s Scenario, probes ...testbed.Probe) (*int64, []string) {
+		r, res := run{scenario: s}, Result{}
+		for i := range probes {
+			r.streams = append(r.streams, &oneStream{probe: &probes[i]})
+		}
+		r.checkCommonBounds(&res)
+		return res.Early, r.missed
+	}
+	early, missed := look(split(), testbed.Probe{Seen: 5}, testbed.Probe{Seen: 7, Early: 2})
+	require.Equal(t, new(int64(2)), early)
+	require.Len(t, missed, 1)
+	early, missed = look(split(), testbed.Probe{Seen: 5})
+	require.Equal(t, new(int64(0)), early)
+	require.Empty(t, missed)
+	early, missed = look(split(), testbed.Probe{})
+	require.Nil(t, early)
+	require.Equal(t, []string{"early: no acknowledged record was looked for in Postgres, want some"}, missed)
+	early, missed = look(backlog(), testbed.Probe{})
+	require.Nil(t, early)
+	require.Empty(t, missed, "it starts no probe")
+}
+
+func TestMemoryThatNobodySawIsAMissedBound(t *testing.T) {
+	t.Parallel()
+	seen := func(at time.Duration, mb float64) testbed.Sample {
+		return testbed.Sample{At: at, Slots: []testbed.SlotSample{{RSS: mb * 1e6}}}
+	}
+	for name, samples := range map[string][]testbed.Sample{
+		"kept": {seen(30, 100), seen(90, 157)}, "missed": {seen(30, 100), seen(90, 158)},
+		"never seen": nil, "not seen in the end": {seen(30, 100)}, "not seen before": {seen(90, 20)},
+	} {
+		r := run{plan: Plan{Instances: 1}}
+		r.memory(samples, 0, 100)
+		require.Equal(t, name != "kept", len(r.missed) > 0, name)
+	}
+}
+
 // The server counts nothing of it where its lag is unknown.
 func TestWhatWasSentAndNotDispatchedIsAMissedBound(t *testing.T) {
 	t.Parallel()

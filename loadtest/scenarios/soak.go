@@ -26,16 +26,20 @@ func soak() Scenario {
 			to := time.Since(r.began)
 			r.afterVerdict(func(res *Result) {
 				r.check(res.P99MS != nil && *res.P99MS <= 1000*r.cfg.Slack, "p99: want at most 1 s")
-				quarter := (to - from) / 4
-				for slot := range r.plan.Instances {
-					before := typical(res.Samples, slot, from+quarter, from+2*quarter)
-					after := typical(res.Samples, slot, to-quarter, to)
-					r.fact("memory", "instance %d: %.0f MB in the second quarter, %.0f MB in the last", slot+1, before/1e6, after/1e6)
-					r.check(after <= 1.25*before+32e6, "memory of instance %d: from %.0f to %.0f MB", slot+1, before/1e6, after/1e6)
-				}
+				r.memory(res.Samples, from, to)
 			})
 			return nil
 		},
+	}
+}
+
+// memory compares what the instances take in the second quarter of a span with the last.
+func (r *run) memory(samples []testbed.Sample, from, to time.Duration) {
+	quarter := (to - from) / 4
+	for slot := range r.plan.Instances {
+		before, after := typical(samples, slot, from+quarter, from+2*quarter), typical(samples, slot, to-quarter, to)
+		r.fact("memory", "instance %d: %.0f MB in the second quarter, %.0f MB in the last", slot+1, before/1e6, after/1e6)
+		r.check(before > 0 && after > 0 && after <= 1.25*before+32e6, "memory of instance %d: from %.0f to %.0f MB", slot+1, before/1e6, after/1e6)
 	}
 }
 

@@ -125,7 +125,6 @@ func (r *run) judge(ctx context.Context, s *oneStream, res *Result, stored []int
 	res.Account = res.Account.Plus(account)
 	res.Double += double
 	res.Backlog += s.left.Outstanding
-	res.Early += s.probe.Early
 	res.Crossings += report.Crossings
 	res.Revised += report.Revised
 	res.Findings = append(res.Findings, report.Examples...)
@@ -318,7 +317,7 @@ func (r *run) usage(res *Result) {
 		res.Facts = append(res.Facts, Fact{
 			Name: "acknowledged",
 			Value: fmt.Sprintf("%s records were looked for in Postgres while the run went on, %s were not there",
-				cli.Thousands(seen), cli.Thousands(res.Early)),
+				cli.Thousands(seen), cli.Thousands(deref(res.Early))),
 		})
 	}
 	if r.load.Sending > 0 {
