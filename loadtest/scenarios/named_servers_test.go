@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/scenarios"
@@ -48,6 +49,18 @@ values ('platform', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
 	require.NoError(t, err)
 	_, err = scenarios.Run(t.Context(), s, cfg)
 	require.ErrorContains(t, err, "public.positions hold rows already")
+}
+
+func TestAScenarioThatMeasuresByCommitsIsRefusedWithoutTheirTimes(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true, PostgresArgs: []string{"-c", "track_commit_timestamp=off"}})
+	cfg := config(t)
+	cfg.RedisURL, cfg.PostgresURL, cfg.AllowFaults = env.Redis.URL(), env.Postgres.URL(), true
+	s, err := scenarios.ByName("kill")
+	require.NoError(t, err)
+	_, err = scenarios.Run(t.Context(), s, cfg)
+	require.ErrorContains(t, err, "scenario kill measures by the times of commits")
+	require.ErrorContains(t, err, "track_commit_timestamp = on")
 }
 
 // left returns what a database and a Redis hold of load tests: tables with rows of

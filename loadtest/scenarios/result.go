@@ -54,6 +54,8 @@ type Result struct {
 	// Rates are those of the rounds of a scenario that compares some.
 	Rates  []float64 `json:"rates,omitempty"`
 	Missed []string  `json:"missed,omitempty"` // bounds
+	// NotJudged is what no bound looked at, and why.
+	NotJudged string `json:"not_judged,omitempty"`
 	// Streams are the parts of a run with several.
 	Streams []StreamResult `json:"streams,omitempty"`
 	// Reached is how often each rare branch was reached, where that was counted.

@@ -25,6 +25,7 @@ type Scenario struct {
 	publishes bool     // instances publish crossings on a stream, which is read
 	cluster   bool     // on a Redis Cluster
 	several   bool     // the plan may have several streams
+	dated     bool     // its bounds are measured by the times of commits
 	held      bool     // holds batches back: the program must be one that can be asked to
 	env       []string // of the instances
 	// Reaches is the rare branches that a campaign of 20 runs reaches.

@@ -91,3 +91,21 @@ func TestWhatWasSentAndNotDispatchedIsAMissedBound(t *testing.T) {
 	r.checkCommonBounds(&res)
 	require.Equal(t, []string{"backlog: 3 entries, want 0"}, r.missed)
 }
+
+// P10: what is not known is not 0.
+func TestWhatNeedsTheTimesOfCommitsIsNotJudgedWithoutThem(t *testing.T) {
+	t.Parallel()
+	var r run
+	now := time.Now()
+	var res Result
+	r.checkCommonBounds(&res)
+	r.joined(&res, 1, now, now)
+	require.NotEmpty(t, res.NotJudged)
+	require.Equal(t, []Fact{{Name: "not judged", Value: res.NotJudged}}, r.facts)
+
+	r, res = run{}, Result{Reordered: new(int64), Stale: new(int64)}
+	r.checkCommonBounds(&res)
+	r.joined(&res, 1, now, now)
+	require.Empty(t, res.NotJudged)
+	require.Equal(t, []Fact{{Name: "join", Value: "of instance 2: 0 shards moved"}}, r.facts)
+}

@@ -280,7 +280,6 @@ func (g *Servers) prepare(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	if !g.Dated {
-		log.Warn("commit order not checked: Postgres has track_commit_timestamp = off")
 		return nil
 	}
 	return g.Observer.Install(ctx)
