@@ -4,14 +4,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +27,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("STARTS_AN_INSTANCE_IN"); dir != "" {
+		d := demoInstance{name: "one"}
+		if err := d.start(filepath.Join(dir, "processor"), dir, nil); err != nil {
+			panic(err)
+		}
+		<-d.exited
+	}
 	servicetest.Main(m, func() int { return run(os.Args[1:], os.Stdout, os.Stderr) })
 }
 
@@ -94,6 +105,30 @@ func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	require.Contains(t, p.Errors(), "killed instance two")
 	require.Regexp(t, `0 lost, 0 wrong or double, \d+ shards moved in`, p.Errors())
 	require.Zero(t, p.Terminate())
+}
+
+func TestInstancesEndWithADemoThatIsKilled(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("a kill ends children on Linux only")
+	}
+	dir := t.TempDir()
+	alive := filepath.Join(dir, "alive")
+	require.NoError(t, syscall.Mkfifo(alive, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "processor"), []byte("#!/bin/sh\nexec sleep 60 >"+alive+"\n"), 0o755))
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), "STARTS_AN_INSTANCE_IN="+dir)
+	require.NoError(t, cmd.Start())
+	instance, err := os.Open(alive) // once it writes
+	require.NoError(t, err)
+	defer instance.Close() //nolint:errcheck // only read from
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	require.NoError(t, instance.SetReadDeadline(time.Now().Add(20*time.Second)))
+	_, err = io.ReadAll(instance)
+	require.NoError(t, err, "it outlives the demo")
 }
 
 func TestWhatADeadInstanceCountedIsNotForgottenWhenItIsBack(t *testing.T) {

@@ -30,6 +30,7 @@ import (
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/loadtest/demo"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -173,6 +174,7 @@ func (d *demoInstance) start(program, dir string, environ []string) error {
 	d.cmd = exec.Command(program, "run")
 	d.cmd.Env = append(slices.Clone(environ), "INSTANCE_ID="+d.name, "METRICS_PORT="+strconv.Itoa(d.port))
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
+	d.cmd.SysProcAttr = testbed.Detached()
 	if err := d.cmd.Start(); err != nil {
 		return errors.Join(fmt.Errorf("start instance %s: %w", d.name, err), logFile.Close())
 	}

@@ -4,5 +4,5 @@ package testbed
 
 import "syscall"
 
-// detached keeps Ctrl-C from the instances, which we stop in order.
-func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+// Detached keeps Ctrl-C from the instances, which we stop in order.
+func Detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

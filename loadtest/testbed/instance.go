@@ -65,7 +65,7 @@ func launch(program, name string, slot int, environ []string, dir string, engine
 	in.Cmd.Dir = dir
 	in.Cmd.Stdout, in.Cmd.Stderr = in.tap, in.tap
 	in.Cmd.WaitDelay = time.Second
-	in.Cmd.SysProcAttr = detached()
+	in.Cmd.SysProcAttr = Detached()
 	if err := in.Cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start an instance: %w", err), file.Close())
 	}
