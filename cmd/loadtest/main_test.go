@@ -69,6 +69,15 @@ func TestSendEndsAtOnceWithoutRedis(t *testing.T) {
 	require.NoFileExists(t, path)
 }
 
+func TestAReportThatCannotBeWrittenEndsARunBeforeItBegins(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	code, out, errs := call("run", "split", "--processor", "true", "--report", filepath.Join(temp, "missing", "x.html"))
+	require.Equal(t, exitFinding, code)
+	require.Empty(t, out)
+	require.Regexp(t, "^loadtest: make the report: .*no such file or directory\n$", errs)
+}
+
 func TestListForPrograms(t *testing.T) {
 	code, out, errs := call("list", "--json")
 	require.Equal(t, exitClean, code)

@@ -110,6 +110,13 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 		_, _ = fmt.Fprintf(notes, "SKIPPED: the world %s: %v\n", f.cfg.World, err)
 		return nil
 	}
+	var written *os.File // nil without a report
+	if f.report != "" {
+		if written, err = os.Create(f.report); err != nil {
+			return fmt.Errorf("make the report: %w", err)
+		}
+		defer func() { err = errors.Join(err, written.Close()) }()
+	}
 	if f.keep == "" {
 		var done func(error) error
 		if f.cfg.Dir, done, err = logFolder(notes); err != nil {
@@ -158,13 +165,14 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 		}
 		return fmt.Errorf("%s, seed %d: %w", s.Name, f.cfg.Seed, err)
 	}
-	if f.report != "" {
-		if err := writeReport(f.report, s, result); err != nil {
+	verdict := printResult(cmd.OutOrStdout(), notes, result, f)
+	if written != nil {
+		if err := report.Write(written, s, result); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintf(notes, "report: %s\n", f.report)
 	}
-	return printResult(cmd.OutOrStdout(), notes, result, f)
+	return verdict
 }
 
 // logFolder makes a folder for logs. What it returns removes it at the end,
@@ -186,14 +194,6 @@ func logFolder(notes io.Writer) (dir string, done func(error) error, err error) 
 		}
 		return err
 	}, nil
-}
-
-func writeReport(path string, s scenarios.Scenario, r *scenarios.Result) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("make the report: %w", err)
-	}
-	return errors.Join(report.Write(file, s, r), file.Close())
 }
 
 // seedOfTheDay returns the same for everybody for a day, so that what fails by chance
