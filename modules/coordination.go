@@ -120,7 +120,7 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),
 
 		Leadership: d.Leases.leadership.Lease(),
-	}, d.Member), d.Log, d.Metrics)
+	}, d.Member, d.Scope.Stream), d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
 	d.Runs.OnChange(d.Pipeline.Abandon)
 	return fleet, err

@@ -10,6 +10,6 @@ import (
 // Where a build with the tag mutant records what is done under fencing tokens, this
 // one does nothing.
 
-func recordPipeline(d pipeline.Deps, _ Member) pipeline.Deps { return d }
+func recordPipeline(d pipeline.Deps, _ Member, _ string) pipeline.Deps { return d }
 
-func recordFleet(d coordination.Deps, _ Member) coordination.Deps { return d }
+func recordFleet(d coordination.Deps, _ Member, _ string) coordination.Deps { return d }

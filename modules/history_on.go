@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
@@ -18,34 +17,28 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var (
-	openRecorder sync.Once
-	recorder     *fencelog.Recorder // of this process; nil if nobody wants a history
-)
-
-func recorderOf(m Member) *fencelog.Recorder {
-	openRecorder.Do(func() {
-		dir := os.Getenv(fencelog.Env)
-		if dir == "" {
-			return
-		}
-		var err error
-		if recorder, err = fencelog.Open(dir, string(m)); err != nil {
-			panic(err) // a history that is missing would look like one without a fault
-		}
-	})
+// recorderOf returns nil if nobody wants a history.
+func recorderOf(m Member, stream string) *fencelog.Recorder {
+	dir := os.Getenv(fencelog.Env)
+	if dir == "" {
+		return nil
+	}
+	recorder, err := fencelog.Open(dir, string(m), stream)
+	if err != nil {
+		panic(err) // a history that is missing would look like one without a fault
+	}
 	return recorder
 }
 
-func recordPipeline(d pipeline.Deps, m Member) pipeline.Deps {
-	if r := recorderOf(m); r != nil {
+func recordPipeline(d pipeline.Deps, m Member, stream string) pipeline.Deps {
+	if r := recorderOf(m, stream); r != nil {
 		d.Source, d.Acker, d.Sink = recordedSource{d.Source, r}, recordedAcker{d.Acker, r}, recordedSink{d.Sink, r}
 	}
 	return d
 }
 
-func recordFleet(d coordination.Deps, m Member) coordination.Deps {
-	if r := recorderOf(m); r != nil {
+func recordFleet(d coordination.Deps, m Member, stream string) coordination.Deps {
+	if r := recorderOf(m, stream); r != nil {
 		d.Shards = recordedShards{d.Shards.(*store.Shards), r}
 		d.Stream, d.Terms = recordedStream{d.Stream, r}, recordedTerms{d.Terms, r}
 	}

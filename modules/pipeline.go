@@ -68,7 +68,7 @@ func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 		Source: d.Group, Acker: d.Group, Sink: liveSink{d.Writer, d.Feed}, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
 		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 		Attempts: d.Attempts, DispatchLease: d.Leases.dispatch.Lease(),
-	}, d.Member), d.Log, d.Metrics)
+	}, d.Member, d.Group.Names().Stream), d.Log, d.Metrics)
 }
 
 // errDrained is the cause of the cancelled work context when the drain exceeds

@@ -30,7 +30,7 @@ const (
 
 // Op is one operation that succeeded.
 type Op struct {
-	Register string `json:"register"` // for example epoch/12
+	Register string `json:"register"` // for example epoch/12; in a file it ends with its stream
 	Kind     string `json:"kind"`
 	Token    string `json:"token"`
 	// Number is the token as a number that grows with each taking; 0 for a random token.
@@ -40,21 +40,22 @@ type Op struct {
 	Return int64  `json:"return"`
 }
 
-// Recorder writes the operations of one process. A nil Recorder writes nothing.
+// Recorder writes the operations of one process on one stream. A nil Recorder writes nothing.
 type Recorder struct {
-	by string
+	by, stream string
 
 	mu   sync.Mutex
 	file *os.File
 }
 
-// Open returns a recorder of a member in a folder.
-func Open(dir, member string) (*Recorder, error) {
+// Open returns a recorder of a member in a folder. Those of several streams share a file, to
+// which each appends whole lines.
+func Open(dir, member, stream string) (*Recorder, error) {
 	file, err := os.OpenFile(filepath.Join(dir, member+".jsonl"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("record a history: %w", err)
 	}
-	return &Recorder{by: member, file: file}, nil
+	return &Recorder{by: member, stream: stream, file: file}, nil
 }
 
 // Done writes operations that began at a time and have just succeeded. They are in the
@@ -66,6 +67,7 @@ func (r *Recorder) Done(began time.Time, ops ...Op) {
 	var lines bytes.Buffer
 	enc, now := json.NewEncoder(&lines), time.Now().UnixNano()
 	for _, o := range ops {
+		o.Register += " of " + r.stream
 		o.By, o.Call, o.Return = r.by, began.UnixNano(), now
 		if enc.Encode(o) != nil {
 			return

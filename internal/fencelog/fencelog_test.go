@@ -16,7 +16,7 @@ func TestTheHistoriesOfProcessesAreReadTogether(t *testing.T) {
 	dir := t.TempDir()
 	began := time.Now().Add(-time.Second)
 	for _, member := range []string{"a.1", "b.1"} {
-		r, err := fencelog.Open(dir, member)
+		r, err := fencelog.Open(dir, member, "s")
 		require.NoError(t, err)
 		r.Done(began, fencelog.Op{Register: "epoch/3", Kind: fencelog.Take, Token: "7", Number: 7}, fencelog.Op{Register: "epoch/4", Kind: fencelog.Use, Token: "8"})
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -111,8 +112,8 @@ func Check(ops []fencelog.Op, within time.Duration) *Verdict {
 // drawn is how many operations of a register a browser can show.
 const drawn = 1500
 
-// Draw writes an interactive picture of the registers that are wrong, or else of the
-// dispatch lease, the term and the register that was taken most often.
+// Draw writes an interactive picture of the registers that are wrong, or else of each
+// dispatch lease and term and the register that was taken most often.
 func (v *Verdict) Draw(path string) error {
 	names := v.Wrong
 	if len(names) == 0 {
@@ -122,7 +123,7 @@ func (v *Verdict) Draw(path string) error {
 	for _, name := range names {
 		var mine []fencelog.Op
 		for _, o := range v.history {
-			if o.Register == name {
+			if strings.HasPrefix(o.Register, name) {
 				mine = append(mine, o)
 			}
 		}
@@ -141,7 +142,7 @@ func (v *Verdict) Draw(path string) error {
 func (v *Verdict) busiest() string {
 	taken, name := make(map[string]int), ""
 	for _, o := range v.history {
-		if o.Kind == fencelog.Take && o.Number != 0 && o.Register != "leader" {
+		if o.Kind == fencelog.Take && o.Number != 0 && !strings.HasPrefix(o.Register, "leader") {
 			if taken[o.Register]++; taken[o.Register] > taken[name] {
 				name = o.Register
 			}

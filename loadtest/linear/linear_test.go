@@ -46,6 +46,24 @@ func fleet() []fencelog.Op {
 	return ops
 }
 
+func TestEachStreamHasRegistersOfItsOwn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, stream := range []string{"a", "b", "b"} {
+		r, err := fencelog.Open(dir, "i0", stream)
+		require.NoError(t, err)
+		for _, register := range []string{"epoch/1", "leader", "dispatch lease"} {
+			token := stream + register
+			r.Done(time.Now(), fencelog.Op{Register: register, Kind: fencelog.Take, Token: token, Number: 1})
+		}
+	}
+	ops, err := fencelog.Read(dir)
+	require.NoError(t, err)
+	v := linear.Check(ops, time.Minute)
+	require.Equal(t, 6, v.Registers)
+	require.Equal(t, []string{"dispatch lease of b", "epoch/1 of b", "leader of b"}, v.Wrong, "what is a's is legal, and b's came twice")
+}
+
 func TestAHistoryThatIsRightIsAccepted(t *testing.T) {
 	t.Parallel()
 	v := linear.Check(fleet(), time.Minute)

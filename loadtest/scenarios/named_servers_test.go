@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -49,6 +51,21 @@ values ('platform', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
 	require.NoError(t, err)
 	_, err = scenarios.Run(t.Context(), s, cfg)
 	require.ErrorContains(t, err, "public.positions hold rows already")
+}
+
+func TestTheHistoryOfAnEarlierRunIsNotJudged(t *testing.T) {
+	t.Parallel()
+	cfg := config(t)
+	cfg.RedisURL, cfg.PostgresURL, cfg.Rare = "redis://127.0.0.1:1", "postgres://127.0.0.1:1", t.TempDir()
+	old := filepath.Join(cfg.Dir, "history", "i1.jsonl")
+	require.NoError(t, os.Mkdir(filepath.Dir(old), 0o755))
+	require.NoError(t, os.WriteFile(old, nil, 0o600))
+	s, err := scenarios.ByName("split")
+	require.NoError(t, err)
+	_, err = scenarios.Run(t.Context(), s, cfg)
+	require.Error(t, err, "without servers")
+	require.NoFileExists(t, old)
+	require.DirExists(t, filepath.Dir(old))
 }
 
 func TestAScenarioThatMeasuresByCommitsIsRefusedWithoutTheirTimes(t *testing.T) {

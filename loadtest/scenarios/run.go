@@ -79,7 +79,8 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 			return nil, err
 		}
 		history := filepath.Join(cfg.Dir, "history")
-		if err := os.MkdirAll(history, 0o755); err != nil {
+		// What an earlier run left there is of other registers with the same names.
+		if err := errors.Join(os.RemoveAll(history), os.MkdirAll(history, 0o755)); err != nil {
 			return nil, fmt.Errorf("make a folder: %w", err)
 		}
 		r.line.Env = append(r.line.Env, rare.Env+"="+cfg.Rare, fencelog.Env+"="+history)
