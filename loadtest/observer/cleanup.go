@@ -3,16 +3,17 @@ package observer
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/trmtracking/processor/internal/store"
 )
 
 // Found is what a database had of our schema before a load test came.
 type Found struct {
 	Positions bool // the table, which may be the platform's
 	Schema    bool
+	settings  []string // their names
+	at        time.Time
 }
 
 // shared are the tables in which a load test leaves rows that carry neither its
@@ -22,16 +23,16 @@ var shared = []string{
 	"processor.shards", "processor.deferred", "processor.dead_letters", "processor.unconfirmed_letters",
 }
 
-// scoped are the tables whose rows carry stream and group.
-var scoped = []string{
-	"shards", "progress", "assignments", "leader", "losses", "incidents", "requests", "deferred", "dead_letters", "unconfirmed_letters",
-}
+// derived are the tables whose rows carry a device and no stream. Deleting timing records adds changes.
+var derived = []string{"processor.timing_records", "processor.timing_changes", "processor.device_moves"}
 
 // Find returns what there is of our schema, and names the tables in use: those of
 // the service that hold rows.
 func (o *Observer) Find(ctx context.Context) (found Found, used []string, err error) {
-	err = o.pool.QueryRow(ctx, `select to_regclass('public.positions') is not null, to_regnamespace('processor') is not null`).
-		Scan(&found.Positions, &found.Schema)
+	var settings bool
+	err = o.pool.QueryRow(ctx, `
+select to_regclass('public.positions') is not null, to_regnamespace('processor') is not null,
+  to_regclass('processor.settings') is not null, clock_timestamp()`).Scan(&found.Positions, &found.Schema, &settings, &found.at)
 	if err != nil {
 		return found, nil, wrapped("look for tables", err)
 	}
@@ -50,27 +51,30 @@ func (o *Observer) Find(ctx context.Context) (found Found, used []string, err er
 			used = append(used, table)
 		}
 	}
-	return found, used, nil
+	if settings {
+		err = o.pool.QueryRow(ctx, `select coalesce(array_agg(name), '{}') from processor.settings`).Scan(&found.settings)
+	}
+	return found, used, wrapped("look for settings", err)
 }
 
 // Clear removes what a load test left behind: tables that were not found before,
-// and of the others the rows of its group, of its devices, and those signed with the
-// name of the group. No instance of the group is at work any more.
+// and of the others the rows of its stream, of its devices, those signed with the
+// name of the group, and settings that were not found. No instance of the group is at work any more.
 func (o *Observer) Clear(ctx context.Context, found Found, devices iter.Seq[string]) error {
 	const page = 5000
 	err := pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
 			return err
 		}
-		var derived []string
+		var tables []string
 		if found.Positions {
-			derived = append(derived, "public.positions")
+			tables = append(tables, "public.positions")
 		} else if _, err := tx.Exec(ctx, "drop table if exists public.positions"); err != nil {
 			return err
 		}
 		if found.Schema {
-			derived = append(derived, "processor.timing_records", "processor.timing_changes")
-			if err := o.clearSchema(ctx, tx); err != nil {
+			tables = append(tables, derived...)
+			if err := o.clearSchema(ctx, tx, found); err != nil {
 				return err
 			}
 		} else if _, err := tx.Exec(ctx, "drop schema if exists processor cascade"); err != nil {
@@ -78,7 +82,7 @@ func (o *Observer) Clear(ctx context.Context, found Found, devices iter.Seq[stri
 		}
 		var ids []string
 		forget := func() error {
-			for _, table := range derived {
+			for _, table := range tables {
 				if _, err := tx.Exec(ctx, "delete from "+table+" where device_id = any ($1)", ids); err != nil {
 					return err
 				}
@@ -98,17 +102,32 @@ func (o *Observer) Clear(ctx context.Context, found Found, devices iter.Seq[stri
 	return wrapped("clear the database of a load test", err)
 }
 
-// clearSchema deletes the rows of the group from a schema that was there before.
-func (o *Observer) clearSchema(ctx context.Context, tx pgx.Tx) error {
+// clearSchema deletes the rows of the stream from a schema that was there before, and those that
+// carry no stream and came since.
+func (o *Observer) clearSchema(ctx context.Context, tx pgx.Tx, found Found) error {
+	rows, err := tx.Query(ctx, `
+select c.oid::regclass::text
+from pg_class c
+join pg_attribute a on a.attrelid = c.oid
+where c.relnamespace = 'processor'::regnamespace
+  and c.relkind = 'r'
+  and a.attname = 'stream'`)
+	if err != nil {
+		return err
+	}
+	scoped, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
 	for _, table := range scoped {
-		if _, err := tx.Exec(ctx, "delete from processor."+table+" where stream = $1 and group_name = $2", o.scope.Stream, o.scope.Group); err != nil {
+		if _, err := tx.Exec(ctx, "delete from "+table+" where stream = $1", o.scope.Stream); err != nil {
 			return err
 		}
 	}
-	if _, err := tx.Exec(ctx, "delete from processor.settings where starts_with(name, $1)", o.scope.Stream+"/"+o.scope.Group+"/"); err != nil {
+	if _, err := tx.Exec(ctx, "delete from processor.settings where name <> all ($1)", found.settings); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", store.GroupSetting(o.scope.Stream), o.scope.Group); err != nil {
+	if _, err := tx.Exec(ctx, "delete from processor.timing_shown where at >= $1", found.at); err != nil {
 		return err
 	}
 	for _, statement := range []string{
