@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/trmtracking/processor/internal/devenv"
@@ -120,8 +121,8 @@ func (c Config) Check(s Scenario) error {
 	if _, err := c.Plan.Fleet(c.Seed, 0, c.Plan.Duration); err != nil {
 		errs = append(errs, err)
 	}
-	if c.Slack < 1 {
-		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
+	if c.Slack < 1 || math.IsNaN(c.Slack) || math.IsInf(c.Slack, 1) {
+		errs = append(errs, fmt.Errorf("slack %v: want a number, at least 1", c.Slack))
 	}
 	switch {
 	case c.Plan.Streams > 1 && !s.several:
