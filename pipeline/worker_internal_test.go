@@ -84,7 +84,7 @@ func TestP9WhatWaitsApartPinsNoReply(t *testing.T) {
 	} {
 		w := &worker{
 			cfg: Config{Workers: 1, MaxInFlightBytes: 1 << 20}, pace: newPace(10), owned: map[int]ownedShard{0: {grant: 1}}, slow: make(map[int]*slowShard), steps: make(map[int]*step),
-			box: newMailbox(), state: newState(1, 1, func() {}), current: &batch{entries: 1}, busy: true,
+			box: newMailbox(), state: newState(1, 1, func() {}), current: &batch{entries: 1}, committing: &batch{}, busy: true,
 		}
 		reply := make([]byte, 1<<20)
 		copy(reply, "device_id1")

@@ -31,14 +31,11 @@ local function find_group(stream, name)
   end
 end
 
--- count_pending returns the number of pending entries by consumer, and that of all foreign ones.
+-- count_pending returns the number of pending entries by consumer.
 local function count_pending(stream, group)
-  local counts, foreign = {}, 0
-  for _, row in ipairs(redis.call('xpending', stream, group)[4] or {}) do
-    counts[row[1]] = tonumber(row[2])
-    if not string.find(row[1], '^shard%-%d%d+$') then foreign = foreign + row[2] end
-  end
-  return counts, foreign
+  local counts = {}
+  for _, row in ipairs(redis.call('xpending', stream, group)[4] or {}) do counts[row[1]] = tonumber(row[2]) end
+  return counts
 end
 
 -- Lua's stack takes about 8,000 values: of a list as long as there are shards, or parts of
@@ -86,23 +83,14 @@ end
 -- being acknowledged: a rewrite of the append-only file drops pending entries
 -- that were trimmed, XGROUP DELCONSUMER drops them all. They are noted as lost,
 -- between what Postgres is known to have of the shard and what was dispatched.
--- As many as moved, by XCLAIM of another client, are not missing. It returns how many of moved are left.
-local function check_pending(key, losses, counts, consumer, shard, applied, delivered, moved)
+local function check_pending(key, losses, counts, consumer, shard, applied, delivered)
   local now, recorded = counts[consumer] or 0, tonumber(redis.call('hget', key, consumer) or '')
-  local missing = math.max(0, (recorded or 0) - now)
-  local lost = math.max(0, missing - math.max(0, moved))
-  if lost > 0 then
+  if recorded and now < recorded then
     if applied and after(applied, delivered) then delivered = applied end
     redis.call('rpush', losses, cjson.encode({
-      cause = 'trimmed_pending', shard = shard, first = applied or '0-0', last = delivered, entries = lost}))
+      cause = 'trimmed_pending', shard = shard, first = applied or '0-0', last = delivered, entries = recorded - now}))
   end
   if recorded ~= now then redis.call('hset', key, consumer, now) end
-  return moved - missing + lost
-end
-
--- to_foreign returns by how many the foreign consumers' entries became more since their number was recorded.
-local function to_foreign(key, foreign)
-  return foreign - (redis.call('hget', key, 'foreign') or 0)
 end
 
 -- made_again reports whether another client made the group again at 0: the queues are gone, and

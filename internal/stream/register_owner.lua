@@ -21,13 +21,10 @@ end
 local answer = {'', ''}
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
-local counts, foreign, moved, dispatched
+local counts, dispatched
 if g then
   answer[1] = g['last-delivered-id']
-  if not made_again(KEYS[8], answer[1]) then
-    counts, foreign = count_pending(KEYS[1], ARGV[1])
-    moved = to_foreign(KEYS[4], foreign) -- left to be recorded by snapshot.lua, for the other shards
-  end
+  if not made_again(KEYS[8], answer[1]) then counts = count_pending(KEYS[1], ARGV[1]) end
   dispatched = read_ahead(KEYS[4], answer[1]) or answer[1]
   local highest = redis.call('xpending', KEYS[1], ARGV[1])[3]
   if highest and after(highest, answer[1]) then answer[1] = highest end
@@ -40,7 +37,7 @@ end
 for i = 4, #ARGV, 2 do
   local shard, applied = ARGV[i], redis.call('hget', KEYS[5], ARGV[i])
   redis.call('hset', KEYS[3], shard, ARGV[2])
-  if counts then moved = check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, dispatched, moved) end
+  if counts then check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, dispatched) end
   answer[#answer + 1] = redis.call('hget', KEYS[2], shard) or ''
   answer[#answer + 1] = applied or ''
 end

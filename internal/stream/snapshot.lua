@@ -34,12 +34,10 @@ else
 end
 
 if not made_again(KEYS[6], delivered) then
-  local counts, foreign = count_pending(KEYS[1], ARGV[1])
-  local moved = to_foreign(KEYS[2], foreign)
-  if moved ~= 0 then redis.call('hset', KEYS[2], 'foreign', foreign) end
+  local counts = count_pending(KEYS[1], ARGV[1])
   for shard = 0, ARGV[2] - 1 do
-    moved = check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
-      redis.call('hget', KEYS[4], shard), ahead or delivered, moved)
+    check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
+      redis.call('hget', KEYS[4], shard), ahead or delivered)
   end
 end
 
