@@ -1,6 +1,9 @@
 package pipeline_test
 
 import (
+	"flag"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/trmtracking/processor/internal/testenv"
@@ -26,4 +29,12 @@ func (b *bench) Start(member string, opts ...option) *instance {
 
 func (b *bench) AcquireAll(in *instance) { b.Bench.AcquireAll(in.Instance) }
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+// Most of these tests wait, for leases and delays: twice as many run at once as there are
+// processors.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
+	testenv.Main(m)
+}

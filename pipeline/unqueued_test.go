@@ -389,7 +389,7 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 			b := newBench(t)
 			b.Square()
 			r := rand.New(rand.NewPCG(seed, 27))
-			const devices, rounds, seconds = 60, 8, 8
+			const devices, rounds, seconds = 60, 6, 8
 			alone := seed%2 == 0
 			peers := func(_ *pipeline.Config, d *pipeline.Deps) {
 				if !alone {
