@@ -8,6 +8,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
+	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -107,7 +108,7 @@ func (r *run) everywhere(name string, of func(*testbed.Instance) *devenv.Proxy, 
 // inject has an outage, and waits until the service has recovered from it.
 func (r *run) inject(ctx context.Context, o trouble) error {
 	end := r.mark(-1, "%s", o.name)
-	before := r.forced(ctx)
+	began := time.Now()
 	if err := o.begin(ctx); err != nil {
 		return fmt.Errorf("%s: %w", o.name, err)
 	}
@@ -119,27 +120,35 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 	}
 	end()
 	back := time.Now()
-	if err := r.awaitCaughtUp(ctx, time.Second, r.slack(recoverWithin)+30*time.Second); err != nil {
+	err := r.awaitCaughtUp(ctx, time.Second, r.slack(recoverWithin)+30*time.Second)
+	r.unforced = append(r.unforced, unforced{o.name, period{began, time.Now()}})
+	if err != nil {
 		r.check(false, "%s: no recovery: %v", o.name, err)
 		return ctx.Err()
 	}
 	took := time.Since(back)
 	r.fact("recovery", "%s for %s: %.2f s after its end nothing was older than a second", o.name, outageLasts, took.Seconds())
 	r.check(took <= r.slack(recoverWithin), "%s: %.2f s to recover, want at most %s", o.name, took.Seconds(), recoverWithin)
-	// What all are without is no reason to take a shard from one of them.
-	forced := r.forced(ctx) - before
-	r.check(forced == 0, "%s: %d shards were taken by force, want none", o.name, forced)
 	return nil
 }
 
-// forced returns how many shards the live instances have taken by force since they started.
-func (r *run) forced(ctx context.Context) (n int) {
-	for _, in := range r.line.Live() {
-		f, err := in.Scrape(ctx)
-		if err != nil {
-			f = in.LastScrape()
+// unforced is a span of time in which all are without the same, which is no reason to take a
+// shard from one of them.
+type unforced struct {
+	what string
+	period
+}
+
+// forced returns how many shards of a stream went from one owner to another in a span of
+// time without a release.
+func forced(changes []oracle.OwnershipSpan, in period) (n int) {
+	owners := make(map[int]string)
+	for _, c := range changes {
+		was := owners[c.Shard]
+		owners[c.Shard] = c.Owner
+		if was != "" && c.Owner != "" && was != c.Owner && c.FromUS >= in.from.UnixMicro() && c.FromUS <= in.to.UnixMicro() {
+			n++
 		}
-		n += f.Forced
 	}
 	return n
 }

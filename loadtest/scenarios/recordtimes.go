@@ -70,12 +70,17 @@ func (t *recordTimes) p99(from, to time.Time) *float64 {
 			took = append(took, r.stored-r.arrived)
 		}
 	}
+	slices.Sort(took)
+	return percentile(took, 99)
+}
+
+// percentile returns what so many of a hundred sorted latencies in microseconds keep to, in
+// milliseconds; nil where there are none.
+func percentile(took []int64, n int) *float64 {
 	if len(took) == 0 {
 		return nil
 	}
-	slices.Sort(took)
-	ms := cli.Round(float64(took[(len(took)*99+99)/100-1])/1000, 1)
-	return &ms
+	return new(cli.Round(float64(took[(len(took)*n+99)/100-1])/1000, 1))
 }
 
 // longestGap returns the longest time in milliseconds for which entries of one shard

@@ -21,7 +21,7 @@ type Result struct {
 	Share     []float64 `json:"share"`     // of the records stored, by slot
 	Oracle    string    `json:"oracle"`    // equal or different
 	PerSecond float64   `json:"per_second"`
-	P99MS     *float64  `json:"p99_ms"` // from stream time to commit
+	P99MS     *float64  `json:"p99_ms"` // from stream time to commit, by the clocks of Redis and of Postgres
 	P50MS     *float64  `json:"p50_ms"`
 	// Of the scenarios that replace instances: latencies before and during it, and the
 	// longest time that entries of one shard waited without a commit.

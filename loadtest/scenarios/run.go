@@ -43,6 +43,8 @@ type run struct {
 	takeovers []float64
 	rates     []float64
 	spans     []span
+	unforced  []unforced
+	took      []int64 // microseconds from stream time to commit of each record, where commits are dated
 	fences    []geofence.Fence
 	refusals  []oracle.Refusal                               // by one hand of chaos
 	resizedTo int                                            // shards, 0 while there are as many as at first
@@ -354,7 +356,7 @@ func (r *run) checkCommonBounds(res *Result) {
 	res.Backlog = max(res.Backlog, res.Account.Pending)
 	r.check(res.Backlog == 0, "backlog: %d entries, want 0", res.Backlog)
 	if res.Reordered == nil {
-		res.NotJudged = "the order of commits and who owned which shard: Postgres has track_commit_timestamp = off"
+		res.NotJudged = "the order and the times of commits, and who owned which shard: Postgres has track_commit_timestamp = off"
 		r.fact("not judged", "%s", res.NotJudged)
 		return
 	}

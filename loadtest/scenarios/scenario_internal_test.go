@@ -1,11 +1,21 @@
 package scenarios
 
 import (
+	"context"
+	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
@@ -100,7 +110,9 @@ func TestWhatNeedsTheTimesOfCommitsIsNotJudgedWithoutThem(t *testing.T) {
 	var res Result
 	r.checkCommonBounds(&res)
 	r.joined(&res, 1, now, now)
+	r.latency(&res)
 	require.NotEmpty(t, res.NotJudged)
+	require.Empty(t, r.missed)
 	require.Equal(t, []Fact{{Name: "not judged", Value: res.NotJudged}}, r.facts)
 
 	r, res = run{}, Result{Reordered: new(int64), Stale: new(int64)}
@@ -108,4 +120,66 @@ func TestWhatNeedsTheTimesOfCommitsIsNotJudgedWithoutThem(t *testing.T) {
 	r.joined(&res, 1, now, now)
 	require.Empty(t, res.NotJudged)
 	require.Equal(t, []Fact{{Name: "join", Value: "of instance 2: 0 shards moved"}}, r.facts)
+	r.latency(&res)
+	require.Equal(t, []string{"p99: 0 ms of 0 records, want at most 1 s"}, r.missed)
+}
+
+// What the service says about itself is no verdict on it.
+func TestForceAndLatencyAreWhatTheDatabaseKept(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t, testenv.WithTemplate("loadtest", func(ctx context.Context, url string) error {
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	pool, err := pgxpool.New(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	exec := func(sql string, args ...any) {
+		_, err := pool.Exec(t.Context(), sql, args...)
+		require.NoError(t, err)
+	}
+	s := &oneStream{servers: &testbed.Servers{Stream: "s", Dated: true, Observer: observer.NewObserver(pool, store.Scope{Stream: "s", Group: "g"})}}
+	exec("insert into processor.shards (stream, group_name, shard) values ('s', 'g', 0), ('s', 'g', 1), ('other', 'g', 0)")
+	require.NoError(t, s.servers.Observer.Install(t.Context()))
+	owned := func(shard int, owner string) {
+		exec("update processor.shards set owner = nullif($2, ''), epoch = epoch + 1 where shard = $1", shard, owner)
+	}
+	owned(0, "a.1")
+	owned(1, "b.1")
+	owned(0, "b.1") // before
+	r := run{line: &testbed.Cluster{}, streams: []*oneStream{s}}
+	began := time.Now()
+	for _, owner := range []string{"", "a.1", "a.1"} { // released, and acquired again after a failure
+		owned(0, owner)
+	}
+	between := time.Now()
+	owned(1, "a.1")
+	ended := time.Now()
+	owned(1, "b.1") // after
+	r.unforced = []unforced{{"calm", period{began, between}}, {"an outage", period{began, ended}}}
+
+	load, err := testbed.NewLoad(s.servers, t.TempDir(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, load.Close()) }()
+	for n, ago := range []time.Duration{time.Minute, time.Hour} {
+		at := time.Now().Add(-ago)
+		m := fleet.Message{DeviceID: fleet.DeviceID(n), Codec: "8E", Time: at}
+		require.NoError(t, load.Writer.Append(&fleet.Sent{ID: telemetry.EntryID{Ms: uint64(at.UnixMilli())}, Message: m}))
+		exec(`
+insert into public.positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+values ($1, $2, 1, 1, 0, 0, 0, 0, 0, '8', '{}')`, m.DeviceID, at)
+	}
+	require.NoError(t, load.Writer.Flush())
+	sent, err := load.Open()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, sent.Close()) }()
+	o, err := oracle.New(sent)
+	require.NoError(t, err)
+
+	_, err = r.order(t.Context(), s, o, &Result{}, nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"an outage: 1 shards were taken by force, want none"}, r.missed)
+	slices.Sort(r.took)
+	require.InDelta(t, time.Minute.Milliseconds(), *percentile(r.took, 50), 5000)
+	require.InDelta(t, time.Hour.Milliseconds(), *percentile(r.took, 99), 5000)
 }

@@ -30,10 +30,9 @@ const (
 
 // verdict runs both judges on what is left.
 func (r *run) verdict(ctx context.Context) (*Result, error) {
-	samples, latency := r.watch.Taken()
+	samples := r.watch.Taken()
 	res := &Result{
 		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed, Oracle: equal,
-		P50MS: latency.Milliseconds(.5), P99MS: latency.Milliseconds(.99),
 		PeakAge: cli.Round(peak(samples, 0, time.Hour), 3), Samples: samples,
 	}
 	stored := make([]int64, r.line.Size())
@@ -42,6 +41,8 @@ func (r *run) verdict(ctx context.Context) (*Result, error) {
 			return nil, err
 		}
 	}
+	slices.Sort(r.took)
+	res.P50MS, res.P99MS = percentile(r.took, 50), percentile(r.took, 99)
 	account := res.Account.Over(r.finished.Sub(r.sendingBegan))
 	res.Account, res.Seconds, res.PerSecond = account, cli.Round(account.Seconds, 3), cli.Round(account.PerSecond, 1)
 	res.Sent, res.Stored, res.Duplicates = account.Entries, account.Stored, account.Duplicates
@@ -221,13 +222,25 @@ func (r *run) order(ctx context.Context, s *oneStream, o *oracle.Oracle, res *Re
 	if err != nil {
 		return nil, err
 	}
-	verdict, err := o.Order(commits, oracle.OrderRules{Spans: ownershipSpans, Shards: r.shards(), Deferred: deferred, Stored: stored})
+	verdict, err := o.Order(commits, oracle.OrderRules{
+		Spans: ownershipSpans, Shards: r.shards(), Deferred: deferred,
+		Stored: func(c oracle.Commit, shard int, id oracle.ID) {
+			r.took = append(r.took, c.AtUS-int64(id.Ms)*1000)
+			if stored != nil {
+				stored(c, shard, id)
+			}
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("judge the order: %w", err)
 	}
 	if res.Reordered == nil {
 		res.Reordered, res.Stale = new(int64), new(int64)
 		res.OwnershipSpans = r.ownershipSpans(ownershipSpans) // of several streams, those of the first
+	}
+	for _, u := range r.unforced {
+		n := forced(ownershipSpans, u.period)
+		r.check(n == 0, "%s: %d shards%s were taken by force, want none", u.what, n, s.of())
 	}
 	*res.Reordered += verdict.Reordered
 	*res.Stale += verdict.Stale

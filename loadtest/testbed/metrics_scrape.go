@@ -20,7 +20,6 @@ type Figures struct {
 	Leader        bool
 	DispatchLease bool
 	shards        int
-	Forced        int     // shards that it took by force
 	RSS           float64 // bytes
 	MaxRSS        float64 // the highest rss of all looks
 	CPU           float64 // seconds
@@ -94,7 +93,6 @@ func figuresOf(families map[string]*dto.MetricFamily) Figures {
 	f.Leader = value("processor_coordination_leader") > 0
 	f.DispatchLease = value("processor_pipeline_dispatcher") > 0
 	f.shards = int(value("processor_pipeline_owned_shards"))
-	f.Forced = int(value("processor_coordination_shards_force_acquired_total"))
 	f.RSS = value("process_resident_memory_bytes")
 	f.CPU = value("process_cpu_seconds_total")
 	for _, m := range families["processor_pipeline_record_latency_seconds"].GetMetric() {

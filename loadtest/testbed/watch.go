@@ -143,9 +143,9 @@ func (w *Watch) keep(s Sample, latency Histogram) {
 	}
 }
 
-// Taken returns all samples so far and the latency of all records.
-func (w *Watch) Taken() ([]Sample, Histogram) {
+// Taken returns all samples so far.
+func (w *Watch) Taken() []Sample {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.samples[:len(w.samples):len(w.samples)], w.latency
+	return w.samples[:len(w.samples):len(w.samples)]
 }
