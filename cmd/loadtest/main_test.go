@@ -80,6 +80,22 @@ func TestAReportThatCannotBeWrittenEndsARunBeforeItBegins(t *testing.T) {
 	require.Regexp(t, "^loadtest: make the report: .*no such file or directory\n$", errs)
 }
 
+// A world that is missing is no verdict, which a program must not take for a good one.
+func TestARunInAWorldThatIsMissingSaysSo(t *testing.T) {
+	bin := t.TempDir()
+	for _, program := range []string{"initdb", "postgres", "pg_config"} { // of a Postgres without TimescaleDB
+		require.NoError(t, os.WriteFile(filepath.Join(bin, program), []byte("#!/bin/sh\necho "+bin), 0o755))
+	}
+	t.Setenv("PATH", bin)
+	code, out, errs := call("run", "split", "--world", "hypertable", "--json")
+	require.Equal(t, exitFinding, code)
+	require.Regexp(t, `^\{"scenario":"split","skipped":"the world hypertable: TimescaleDB is not installed: .*"\}\n$`, out)
+	require.Regexp(t, "^loadtest: the world hypertable: TimescaleDB is not installed: .*\n$", errs)
+	code, out, _ = call("run", "split", "--world", "hypertable")
+	require.Equal(t, exitFinding, code)
+	require.Empty(t, out)
+}
+
 func TestListForPrograms(t *testing.T) {
 	code, out, errs := call("list", "--json")
 	require.Equal(t, exitClean, code)

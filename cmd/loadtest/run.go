@@ -44,7 +44,8 @@ removed afterwards. Scenarios that kill, freeze or cut off instances need
 --allow-faults.
 
 Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
-3 when the command line is wrong.`,
+3 when the command line is wrong. Of a world that this machine lacks there is none:
+with --json the line is {"scenario":…,"skipped":…}. "--world turn" takes another.`,
 		Example: `  loadtest run split --json
   loadtest run failover --report failover.html
   loadtest run soak --duration 1h --rate 2000
@@ -107,8 +108,11 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 	}
 	f.cfg.World = f.cfg.World.By(f.cfg.Seed)
 	if err := f.cfg.World.Missing(); err != nil {
-		_, _ = fmt.Fprintf(notes, "SKIPPED: the world %s: %v\n", f.cfg.World, err)
-		return nil
+		err = fmt.Errorf("the world %s: %w", f.cfg.World, err)
+		if f.json {
+			return errors.Join(err, printJSON(cmd.OutOrStdout(), skipped{s.Name, err.Error()}))
+		}
+		return err
 	}
 	var written *os.File // nil without a report
 	if f.report != "" {
