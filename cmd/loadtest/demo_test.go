@@ -123,7 +123,7 @@ func TestInstancesEndWithADemoThatIsKilled(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	instance, err := os.Open(alive) // once it writes
 	require.NoError(t, err)
-	defer instance.Close() //nolint:errcheck // only read from
+	defer instance.Close()
 	require.NoError(t, cmd.Process.Kill())
 	require.Error(t, cmd.Wait())
 	require.NoError(t, instance.SetReadDeadline(time.Now().Add(20*time.Second)))
