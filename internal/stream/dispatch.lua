@@ -44,6 +44,7 @@ if former == '-' then until_there = nil end
 local answer = {'dispatched', 0, -1}
 local pending, added, trimmed = g['pending'], {}, 0
 local unsure = {} -- those of the trimmed
+local is_noted, noted_before = noted_behind(KEYS[5], ARGV[7]), 0 -- by a snapshot since the read: once is enough
 local i = 15
 while i <= #ARGV do
   local kind, n = ARGV[i], tonumber(ARGV[i + 1])
@@ -57,10 +58,15 @@ while i <= #ARGV do
     for j = first + 2, first + n - 5 do
       if not there[ARGV[j]] then
         answer[#answer + 1] = ARGV[j]
-        if kind == 'new' then trimmed = trimmed + 1 end
-        if kind == 'new' and until_there and not after(ARGV[j], until_there) then
+        local noted = kind == 'new' and is_noted(ARGV[j])
+        if noted then
+          noted_before = noted_before + 1
+        elseif kind == 'new' then
+          trimmed = trimmed + 1
+        end
+        if kind == 'new' and not noted and until_there and not after(ARGV[j], until_there) then
           unsure[#unsure + 1] = ARGV[j]
-        elseif kind ~= 'unqueued' then
+        elseif kind ~= 'unqueued' and not noted then
           redis.call('rpush', KEYS[3], cjson.encode({
             cause = 'trimmed_unread', consumer = consumer, first = ARGV[j], last = ARGV[j], entries = 1}))
         end
@@ -87,7 +93,7 @@ if not read then
   read = note_unread(pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[7])
   if read then read = read - trimmed end -- those trimmed since the read are among the removed
 end
-if read then read = read + ARGV[9] end
+if read then read = read + ARGV[9] - noted_before end
 local settled = ARGV[5] == ARGV[8]
 if ARGV[5] ~= ARGV[4] then
   move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[5], settled and read or tonumber(ARGV[6]))

@@ -158,8 +158,9 @@ end
 -- note_unread notes what was removed behind an ID without having been read, if all that is
 -- left follows it, or nothing; of unknown size if it is not known how many were read until there. It
 -- returns how many are read or noted, nil for unknown. s is the stream's XINFO. Entries
--- that were removed before a group began at 0-0 were never ours to read.
-local function note_unread(s, losses, id, read)
+-- that were removed before a group began at 0-0 were never ours to read. A dispatcher may have read some
+-- of those that a snapshot notes, with lengths given: they are remembered for dispatch.lua.
+local function note_unread(s, losses, id, read, lengths)
   local first, newest = s['first-entry'] and s['first-entry'][1], s['last-generated-id']
   local removed = s['entries-added'] - s['length']
   -- Where nothing follows it, all that was added was read or removed.
@@ -172,6 +173,13 @@ local function note_unread(s, losses, id, read)
     if after(s['max-deleted-entry-id'], last) then last = s['max-deleted-entry-id'] end
     redis.call('rpush', losses, cjson.encode({
       cause = 'trimmed_unread', first = id, last = last, entries = read and removed - read}))
+    if lengths then redis.call('hset', lengths, 'noted', id .. ' ' .. (first and '<' or '=') .. ' ' .. (first or newest)) end
   end
   return removed
+end
+
+-- noted_behind returns a function that reports whether a snapshot has noted that an entry behind an ID is gone.
+local function noted_behind(lengths, id)
+  local at, kind, bound = string.match(redis.call('hget', lengths, 'noted') or '', '^(%S+) (%S) (%S+)$')
+  return function(entry) return at == id and (after(bound, entry) or kind == '=' and bound == entry) end
 end

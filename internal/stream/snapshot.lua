@@ -22,14 +22,14 @@ if ahead and token ~= '-' then
   -- What was trimmed between the two was read: the dispatcher has it in hand. If there is
   -- another one by now, it looks for itself.
   if redis.call('get', KEYS[5]) == token then
-    local read = note_unread(s, KEYS[3], ahead, count)
+    local read = note_unread(s, KEYS[3], ahead, count, KEYS[2])
     if read ~= count then
       set_ahead(KEYS[2], token, ahead, read, unqueued, number)
     end
   end
 else
   local before = g['entries-read'] or nil
-  local read = note_unread(s, KEYS[3], delivered, before)
+  local read = note_unread(s, KEYS[3], delivered, before, KEYS[2])
   if read ~= before then move_to(KEYS[1], ARGV[1], KEYS[2], delivered, read) end
 end
 

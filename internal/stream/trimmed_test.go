@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -217,4 +218,59 @@ func (b *bench) dispatch(t *testing.T, after telemetry.EntryID, count int) (tele
 	_, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute, After: after}, &a)
 	require.NoError(t, err)
 	return a.Last, len(a.Entries)
+}
+
+// P6: retention runs beside the reader. What goes between a read and its dispatch is counted once, whether
+// a snapshot is taken before the read, after it, or not at all.
+func TestEntriesTrimmedAroundAReadAreCountedOnce(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano()) % 1_000_000
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 6))
+	b := newBench(t)
+	b.turn("t")
+	after, removed, stored := telemetry.EntryID{}, 0, 0
+	var left []telemetry.EntryID
+	trim := func() {
+		n := r.IntN(4)
+		if n >= len(left) || n == 0 {
+			return
+		}
+		left = left[n:]
+		require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, left[0].String()).Err())
+	}
+	look := func() {
+		if r.IntN(2) == 0 {
+			_, err := b.Snapshot(t.Context(), nil)
+			require.NoError(t, err)
+		}
+	}
+	sent := 0
+	for range 60 {
+		added := b.addTo(3, 4+r.IntN(6))
+		sent += len(added)
+		left = append(left, added...)
+		trim()
+		look()
+		trim()
+		a := b.readUpTo(after, 1+r.IntN(12))
+		for range r.IntN(3) {
+			trim()
+			look()
+		}
+		trim()
+		d, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute, After: after}, &a)
+		require.NoError(t, err)
+		stored += len(a.Entries) - len(d.Gone)
+		after = a.Last
+		for len(left) > 0 && left[0].Compare(after) <= 0 {
+			left = left[1:]
+		}
+	}
+	removed = sent - stored - len(left)
+	a := b.readUpTo(after, 1000)
+	_, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute, After: after}, &a)
+	require.NoError(t, err)
+	require.Equal(t, map[string]int64{"trimmed_unread": int64(removed)}, b.lost(t))
+	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
 }
