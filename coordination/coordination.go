@@ -70,7 +70,7 @@ type Stream interface {
 // LeaderStore is the authority on who leads, and keeps what is written under a term.
 type LeaderStore interface {
 	BeginTerm(ctx context.Context) (term int64, err error)
-	Resign(ctx context.Context, term int64) error
+	Resign(ctx context.Context, term int64) error // 0 for any term of this member
 	// LiveLeader returns the leader of the last term if it has not resigned and its sessions
 	// have asked for something within a time, else "".
 	LiveLeader(ctx context.Context, within time.Duration) (string, error)

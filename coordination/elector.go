@@ -43,6 +43,8 @@ type elector struct {
 	spread *protocol.SpreadLease // nil for a stream alone
 	peers  func() int            // number of other members; not called without spread
 	rests  func() bool           // reports whether a successor can go on without knowing what was planned; not called without spread
+
+	unended *int64 // a term that Postgres may still call ours though it ended, 0 for whichever; nil for none
 }
 
 // errSpread ends a term for the sake of another member.
@@ -87,12 +89,15 @@ func (e *elector) Wake() { wakeUp(e.wake) }
 func (e *elector) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	var quiet lograte.Limit
+	var quiet, unended lograte.Limit
 	for ctx.Err() == nil {
 		wait := e.cfg.renewEvery()
 		if e.canLead() {
 			if e.spread != nil {
 				_ = pause(ctx, e.spread.Yield(e.peers()))
+			}
+			if err := until(ctx, time.Now().Add(resignStep), context.DeadlineExceeded, e.endTerm); err != nil && ctx.Err() == nil && unended.Pass() {
+				e.log.Warn("ending the last term failed, will retry", "err", err)
 			}
 			started := time.Now()
 			left, err := e.lock.obtain(ctx)
@@ -130,6 +135,7 @@ func (e *elector) lead(ctx context.Context, asked time.Time) {
 		term, err = e.terms.BeginTerm(ctx)
 		return err
 	})
+	e.unended = &term // 0 if it may have begun all the same
 	if why == nil {
 		e.log.Info("leading", "term", term)
 		e.metrics.terms.Inc()
@@ -236,6 +242,22 @@ func until(ctx context.Context, end time.Time, reason error, f func(context.Cont
 	return f(ctx)
 }
 
+// resignStep bounds each step of a resignation.
+const resignStep = time.Second
+
+// endTerm ends the last term in Postgres unless that has succeeded: an instance that starts on a Redis
+// without members waits for a leader that Postgres names and that is alive.
+func (e *elector) endTerm(ctx context.Context) error {
+	if e.unended == nil {
+		return nil
+	}
+	err := e.terms.Resign(ctx, *e.unended)
+	if err == nil {
+		e.unended = nil
+	}
+	return err
+}
+
 // resign ends the term immediately, so that a successor need not wait for the
 // lock to expire. Each step is attempted independently, within a second.
 func (e *elector) resign(ctx context.Context, term int64, why error) {
@@ -253,7 +275,7 @@ func (e *elector) resign(ctx context.Context, term int64, why error) {
 	}
 	last := context.WithoutCancel(ctx)
 	step := func(what string, f func(context.Context) error) {
-		ctx, cancel := context.WithTimeoutCause(last, time.Second, errors.New(what+" took longer than a second"))
+		ctx, cancel := context.WithTimeoutCause(last, resignStep, errors.New(what+" took longer than a second"))
 		defer cancel()
 		if err := f(ctx); err != nil {
 			e.log.Warn("stepping down: operation failed", "what", what, "err", err)
@@ -262,9 +284,7 @@ func (e *elector) resign(ctx context.Context, term int64, why error) {
 	if stopping && term != 0 {
 		step("assign own shards away", func(ctx context.Context) error { return e.work.ReassignOwnShards(ctx, term) })
 	}
-	if term != 0 {
-		step("end the term", func(ctx context.Context) error { return e.terms.Resign(ctx, term) })
-	}
+	step("end the term", e.endTerm)
 	step("release the lock", e.lock.release)
 	if stopping || errors.Is(why, errSpread) {
 		step("call for a successor", e.notifier.NotifyLeadership)

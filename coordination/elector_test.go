@@ -111,6 +111,7 @@ type fakeTerms struct {
 	term     atomic.Int64
 	resigned atomic.Int64
 	err      func() error
+	keep     func(term int64) error // fails a resignation
 }
 
 func (f *fakeTerms) BeginTerm(context.Context) (int64, error) {
@@ -123,6 +124,11 @@ func (f *fakeTerms) BeginTerm(context.Context) (int64, error) {
 }
 
 func (f *fakeTerms) Resign(_ context.Context, term int64) error {
+	if f.keep != nil {
+		if err := f.keep(term); err != nil {
+			return err
+		}
+	}
 	f.resigned.Store(term)
 	return nil
 }
@@ -478,6 +484,45 @@ func TestALeaderThatLostItsLockEndsItsTerm(t *testing.T) {
 		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
 		require.NoError(t, e.Run(ctx))
 	})
+}
+
+// Postgres would name a leader that lives and leads no more, perhaps for as long as it lives.
+func TestATermThatCouldNotBeEndedIsEndedLater(t *testing.T) {
+	for _, begun := range []bool{true, false} {
+		t.Run(fmt.Sprintf("begun=%v", begun), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				var tried []int64
+				terms := &fakeTerms{}
+				terms.keep = func(term int64) error {
+					if tried = append(tried, term); len(tried) < 3 {
+						return errors.New("Postgres is away")
+					}
+					return nil
+				}
+				server := &lockServer{}
+				other := &fakeLease{server: server, ttl: time.Hour}
+				lease := &fakeLease{server: server, ttl: timing.LeaderTTL}
+				lose := func() {
+					server.mu.Lock()
+					defer server.mu.Unlock()
+					server.owner, server.until = other, time.Now().Add(time.Hour) // it leads on the fleet's Redis
+				}
+				work := &leaderWork{do: func(context.Context, int64) error { lose(); return nil }}
+				if !begun {
+					terms.err = func() error { lose(); return errors.New("the reply was lost") }
+				}
+				e := newElector(timing, lease, terms, &notifier{}, work, yes, someMetrics(), discard())
+				var running sync.WaitGroup
+				running.Go(func() { _ = e.Run(ctx) })
+				_ = pause(ctx, time.Minute)
+				stop()
+				running.Wait()
+				require.Equal(t, slices.Repeat([]int64{terms.term.Load()}, 3), tried, "until it has succeeded")
+			})
+		})
+	}
 }
 
 func TestAnElectorWithoutPostgresDoesNotCampaign(t *testing.T) {

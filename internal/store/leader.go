@@ -50,7 +50,7 @@ returning term`, l.scope.Stream, l.scope.Group, l.member).Scan(&term)
 	return term, failure("begin a term", err)
 }
 
-// Resign ends the term, if it is still this member's.
+// Resign ends the term, or any if that is 0, if it is still this member's.
 func (l *Leader) Resign(ctx context.Context, term int64) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -59,7 +59,7 @@ update processor.leader
 set member = null
 where stream = $1
   and group_name = $2
-  and term = $3
+  and (term = $3 or $3 = 0)
   and member = $4`, l.scope.Stream, l.scope.Group, term, l.member)
 	return failure("end the term", err)
 }
