@@ -72,8 +72,8 @@ type LeaderStore interface {
 	BeginTerm(ctx context.Context) (term int64, err error)
 	Resign(ctx context.Context, term int64) error // 0 for any term of this member
 	// LiveLeader returns the leader of the last term if it has not resigned and its sessions
-	// have asked for something within a time, else "".
-	LiveLeader(ctx context.Context, within time.Duration) (string, error)
+	// have asked for something within a time, or Postgres has started within another, else "".
+	LiveLeader(ctx context.Context, within, started time.Duration) (string, error)
 	// Assign returns the shards whose assignment was written: a row that another session has
 	// locked keeps its own.
 	Assign(ctx context.Context, term int64, shards []int, members []string) (written []int, err error)

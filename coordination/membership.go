@@ -193,6 +193,9 @@ const steadyAfter = 10 * time.Second
 // second. It is less than MEMBER_TTL by default, so that a crashed one is not waited for once its heartbeat has expired.
 const leaderAlive = 3 * time.Second
 
+// leaderBack is how long after a start of Postgres a live leader may have no sessions yet.
+const leaderBack = 10 * time.Second
+
 // silentFor is how long a member that disappeared without a release is
 // remembered.
 const silentFor = time.Hour
@@ -224,8 +227,8 @@ type Membership struct {
 	check    func(ctx context.Context) error // verifies that the same server answers; set before Run
 
 	// liveLeader returns the leader that Postgres names, "" for none and for one that has not
-	// asked it for anything within that time; set before Join
-	liveLeader func(ctx context.Context, within time.Duration) (string, error)
+	// asked it for anything within that time, unless Postgres has started within the other; set before Join
+	liveLeader func(ctx context.Context, within, started time.Duration) (string, error)
 
 	mu             sync.Mutex
 	self           Member                    // written by beat, read everywhere
@@ -253,7 +256,7 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 	r := &Membership{
 		cfg: cfg, client: client, keys: keys, workStatus: workStatus, log: log.With("component", "membership"),
 		wake: make(chan struct{}, 1), changed: func() {}, rowLocks: func() []protocol.RowLock { return nil }, check: func(context.Context) error { return nil },
-		liveLeader:     func(context.Context, time.Duration) (string, error) { return "", nil },
+		liveLeader:     func(context.Context, time.Duration, time.Duration) (string, error) { return "", nil },
 		lastHeartbeats: make(map[string]lastHeartbeat),
 		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
@@ -294,18 +297,17 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 // it to end, or to follow a failover, and then fails with a copyError.
 //
 // While Postgres names a leader that is alive and no member is on this Redis, Join waits for
-// one, as after a flush, and then fails with a redisError.
+// one, as after a flush, and then fails with a redisError. A fleet that lives is without such a
+// leader for moments, as between two: Join goes on waiting for one TTL.
 func (r *Membership) join(ctx context.Context) error {
 	var first *Member
-	var unknown, copied, led time.Time
+	var unknown, copied time.Time
+	var led observation
 	var quiet lograte.Limit
 	for {
-		holder, err := r.enter(ctx)
+		holder, err := r.enter(ctx, &led)
 		if !isCopyError(err) {
 			copied = time.Time{}
-		}
-		if !isRedisError(err) {
-			led = time.Time{}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -322,11 +324,7 @@ func (r *Membership) join(ctx context.Context) error {
 			r.redisUnavailable()
 			unknown = time.Time{}
 			r.entered.Store(false)
-			if led.IsZero() {
-				led = time.Now()
-				r.log.Warn("no member is on this Redis though a leader is alive; waiting for one", "err", err)
-			}
-			if time.Since(led) > 3*r.cfg.MemberTTL {
+			if led.last.Sub(led.first) > 3*r.cfg.MemberTTL {
 				return err
 			}
 		case isDatabaseError(err):
@@ -357,24 +355,51 @@ func (r *Membership) join(ctx context.Context) error {
 	}
 }
 
+// observation is when a joining member has seen a leader that is alive, and no member on its Redis.
+type observation struct {
+	met         bool // a member was on its Redis before
+	leader      string
+	first, last time.Time
+}
+
 // enter sends the first heartbeat, unless a fleet works with our database on another Redis. A
 // leader ends its term soon after it is cut off from Redis, so one that lives and is not here
 // has another. A heartbeat that cannot be read may be of the fleet.
-func (r *Membership) enter(ctx context.Context) (holder *Member, err error) {
+//
+// One look that sees no leader proves nothing soon after others that did: the next one may only be due.
+func (r *Membership) enter(ctx context.Context, led *observation) (holder *Member, err error) {
 	members, _, unreadable, err := readMembers(ctx, r.client, r.keys, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the members: %w", err)
 	}
-	if len(there(members)) == 0 && unreadable == nil {
-		leader, err := r.liveLeader(ctx, leaderAlive)
-		if err != nil {
-			return nil, err
-		}
-		if leader != "" {
-			return nil, &redisError{Ours: r.database, Leader: leader}
-		}
+	if len(there(members)) > 0 || unreadable != nil {
+		*led = observation{met: true}
+		return r.beat(ctx, true)
 	}
-	return r.beat(ctx, true)
+	back := min(leaderBack, 2*r.cfg.MemberTTL) // after a power cut of all, the wait ends before a refusal
+	if led.met {
+		back = 0 // the heartbeat that expired was the fleet's: who led has ended
+	}
+	leader, err := r.liveLeader(ctx, leaderAlive, back)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if now.Sub(led.last) >= r.cfg.MemberTTL {
+		*led = observation{met: led.met}
+	}
+	if leader != "" {
+		led.leader, led.last = leader, now
+	}
+	if led.leader == "" {
+		return r.beat(ctx, true)
+	}
+	err = &redisError{Ours: r.database, Leader: led.leader}
+	if led.first.IsZero() {
+		led.first = now
+		r.log.Warn("no member is on this Redis though a leader is alive; waiting for one", "err", err)
+	}
+	return nil, err
 }
 
 // redisUnavailable records that the others could not beat either: those who are not found

@@ -56,7 +56,7 @@ func TestAfterAFlushNoInstanceIsRefused(t *testing.T) {
 		m, err := NewMembership(cfg, b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
 		require.NoError(t, err)
 		m.Belong(Database{ID: "ID"})
-		m.liveLeader = func(context.Context, time.Duration) (string, error) {
+		m.liveLeader = func(context.Context, time.Duration, time.Duration) (string, error) {
 			asked.Add(1)
 			return *leader.Load(), nil
 		}
@@ -94,4 +94,55 @@ func TestAfterAFlushNoInstanceIsRefused(t *testing.T) {
 	joined = join(member("third"))
 	leader.Store(&none) // its last query was a moment ago
 	require.NoError(t, <-joined)
+}
+
+// A fleet that lives has no live leader for moments: after a resignation, or while Postgres restarts.
+func TestALeaderThatIsGoneForAMomentAdmitsNoInstanceOfAnotherRedis(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	require.NoError(t, b.client.Set(t.Context(), names.Database(), "ID", 0).Err()) // as in a copy of the fleet's Redis
+	const ttl = 500 * time.Millisecond
+	var restart atomic.Int64
+	join := func(instance string, alive func(look int32) bool) (looks *atomic.Int32, joined <-chan error) {
+		cfg := b.quick(instance)
+		cfg.MemberTTL = ttl
+		keys := Keys{Prefix: names.Heartbeat(instance), Database: names.Database()} // each finds none but itself
+		m, err := NewMembership(cfg, b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
+		require.NoError(t, err)
+		m.Belong(Database{ID: "ID"})
+		looks = new(atomic.Int32)
+		m.liveLeader = func(_ context.Context, _, started time.Duration) (string, error) {
+			restart.Store(int64(started))
+			if alive(looks.Add(1)) {
+				return "leader.1", nil
+			}
+			return "", nil
+		}
+		end := make(chan error, 1)
+		go func() { end <- m.join(t.Context()) }()
+		return looks, end
+	}
+	_, refused := join("refused", func(look int32) bool { return look%2 == 1 })
+	var ended atomic.Bool
+	looks, joined := join("admitted", func(look int32) bool { return look != 3 && !ended.Load() })
+	testenv.Wait(t, 5*time.Second, func() error {
+		if looks.Load() < 5 {
+			return errors.New("it has not looked again")
+		}
+		return nil
+	})
+	require.Empty(t, joined)
+	ended.Store(true)
+	began := time.Now()
+	require.NoError(t, <-joined)
+	require.Greater(t, time.Since(began), ttl/2)
+	var other *redisError
+	require.ErrorAs(t, <-refused, &other, "the moments do not begin the wait anew")
+	require.Equal(t, "leader.1", other.Leader)
+	require.Equal(t, 2*ttl, time.Duration(restart.Load()), "after a power cut the leader is waited for, and the wait ends before the refusal")
+
+	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("admitted")+":admitted", `{"instance": "admitted", "incarnation": "killed"}`, ttl/2).Err())
+	_, joined = join("admitted", func(int32) bool { return false })
+	require.NoError(t, <-joined)
+	require.Zero(t, restart.Load(), "it was on this Redis, and has ended")
 }

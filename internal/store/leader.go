@@ -78,8 +78,9 @@ where stream = $1
 
 // LiveLeader returns the leader of the last term if it has not resigned and its sessions
 // have asked for something within a time, else "". Sessions of a role whose activity ours may not
-// see do not count.
-func (l *Leader) LiveLeader(ctx context.Context, within time.Duration) (string, error) {
+// see do not count. In a server that started that recently it may have no sessions yet, and counts as alive;
+// where the clock was set back behind the start, it does not.
+func (l *Leader) LiveLeader(ctx context.Context, within, started time.Duration) (string, error) {
 	_, member, err := l.CurrentTerm(ctx)
 	if err != nil || member == "" {
 		return "", err
@@ -94,7 +95,7 @@ select exists (
   where datname = current_database()
     and application_name = $1
     and query_start > clock_timestamp() - $2::interval
-)`, ApplicationName(member), within).Scan(&alive)
+) or pg_postmaster_start_time() between clock_timestamp() - $3::interval and clock_timestamp()`, ApplicationName(member), within, started).Scan(&alive)
 	if err != nil || !alive {
 		return "", failure("ask whether the leader is alive", err)
 	}

@@ -24,7 +24,7 @@ func TestALeaderLivesWhileItAsks(t *testing.T) {
 	leader := store.NewLeader(leading, scope, "own.1", 10*time.Second)
 	live := func(l *store.Leader, within time.Duration) string {
 		t.Helper()
-		member, err := l.LiveLeader(t.Context(), within)
+		member, err := l.LiveLeader(t.Context(), within, 0)
 		require.NoError(t, err)
 		return member
 	}
@@ -34,6 +34,15 @@ func TestALeaderLivesWhileItAsks(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "own.1", live(looking, time.Minute))
 	require.Empty(t, live(looking, 0), "it is frozen")
+
+	const longer = 50 * 365 * 24 * time.Hour // than the server is up
+	started := func() string {
+		t.Helper()
+		member, err := looking.LiveLeader(t.Context(), 0, longer)
+		require.NoError(t, err)
+		return member
+	}
+	require.Equal(t, "own.1", started(), "its sessions may not be back yet")
 
 	u, err := url.Parse(b.url)
 	require.NoError(t, err)
@@ -46,6 +55,14 @@ func TestALeaderLivesWhileItAsks(t *testing.T) {
 
 	require.NoError(t, leader.Resign(t.Context(), term))
 	require.Empty(t, live(looking, time.Minute))
+	require.Empty(t, started())
+	_, err = leader.BeginTerm(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, looking.Resign(t.Context(), 0))
+	require.NoError(t, leader.Resign(t.Context(), term))
+	require.Equal(t, "own.1", live(looking, time.Minute), "neither is this term")
+	require.NoError(t, leader.Resign(t.Context(), 0))
+	require.Empty(t, live(looking, time.Minute), "whichever term it is")
 	_, err = leader.BeginTerm(t.Context())
 	require.NoError(t, err)
 	leading.Close()
