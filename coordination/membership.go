@@ -193,7 +193,8 @@ const steadyAfter = 10 * time.Second
 // second. It is less than MEMBER_TTL by default, so that a crashed one is not waited for once its heartbeat has expired.
 const leaderAlive = 3 * time.Second
 
-// leaderBack is how long after a start of Postgres a live leader may have no sessions yet.
+// leaderBack is how long after a start of Postgres a live leader may have no sessions yet, and bounds
+// for how long one that was alive is waited for.
 const leaderBack = 10 * time.Second
 
 // silentFor is how long a member that disappeared without a release is
@@ -298,7 +299,7 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 //
 // While Postgres names a leader that is alive and no member is on this Redis, Join waits for
 // one, as after a flush, and then fails with a redisError. A fleet that lives is without such a
-// leader for moments, as between two: Join goes on waiting for one TTL.
+// leader for moments, as between two: Join goes on waiting for one TTL, or leaderBack.
 func (r *Membership) join(ctx context.Context) error {
 	var first *Member
 	var unknown, copied time.Time
@@ -385,7 +386,7 @@ func (r *Membership) enter(ctx context.Context, led *observation) (holder *Membe
 		return nil, err
 	}
 	now := time.Now()
-	if now.Sub(led.last) >= r.cfg.MemberTTL {
+	if now.Sub(led.last) >= min(r.cfg.MemberTTL, leaderBack) {
 		*led = observation{met: led.met}
 	}
 	if leader != "" {

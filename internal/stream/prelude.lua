@@ -159,7 +159,8 @@ end
 -- left follows it, or nothing; of unknown size if it is not known how many were read until there. It
 -- returns how many are read or noted, nil for unknown. s is the stream's XINFO. Entries
 -- that were removed before a group began at 0-0 were never ours to read. A dispatcher may have read some
--- of those that a snapshot notes, with lengths given: they are remembered for dispatch.lua.
+-- of those that a snapshot notes, with lengths given: they are remembered for dispatch.lua,
+-- which does not learn the IDs of those that it leaves unqueued: these are noted although they may be stored.
 local function note_unread(s, losses, id, read, lengths)
   local first, newest = s['first-entry'] and s['first-entry'][1], s['last-generated-id']
   local removed = s['entries-added'] - s['length']
