@@ -101,7 +101,8 @@ func TestALeaderThatIsGoneForAMomentAdmitsNoInstanceOfAnotherRedis(t *testing.T)
 	b := newBench(t)
 	names := b.group.Names()
 	require.NoError(t, b.client.Set(t.Context(), names.Database(), "ID", 0).Err()) // as in a copy of the fleet's Redis
-	const ttl = 1500 * time.Millisecond // a look that is late by less changes nothing
+	// A look that is late by less changes nothing.
+	const ttl = 1500 * time.Millisecond
 	var restart atomic.Int64
 	join := func(instance string, alive func(look int32) bool) (looks *atomic.Int32, joined <-chan error) {
 		cfg := b.quick(instance)
