@@ -62,38 +62,23 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		send    []fleet.Message
-		apart   bool // each in a batch of its own
+		page    int  // records in one batch, 0 for all
 		restart bool // between each two
 	}{
-		{"live", drive, false, false},
-		{"live, each by itself", drive, true, false},
-		{"newest first", reversed, false, false},
-		{"late", reversed, true, false},
-		{"again", slices.Concat(drive, reversed, drive), false, false},
-		{"after a restart", drive, true, true},
-		{"late, after a restart", reversed, true, true},
+		{"live", drive, 0, false},
+		{"live, each by itself", drive, 1, false},
+		{"newest first", reversed, 0, false},
+		{"late", reversed, 1, false},
+		{"again", slices.Concat(drive, reversed, drive), 0, false},
+		{"after a restart", drive, 1, true},
+		{"late, after a restart", reversed, 1, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			w.rules.MaxPast = maxPast
-			_, err := w.editor.Import(context.Background(), []geofence.Fence{square}, "import", true)
-			require.NoError(t, err)
-			m := w.join(0, false)
-			w.keepOwned()
-			require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
-			for n := 1; len(tc.send) > 0; tc.send = tc.send[n:] {
-				if !tc.apart {
-					n = len(tc.send)
-				}
-				w.publish(tc.send[:n])
-				require.NoError(t, w.quiet(20*time.Second))
-				if tc.restart {
-					m.kill()
-					m = w.join(0, false)
-					w.keepOwned()
-				}
-			}
+			w.begin(square)
+			w.sendPages(tc.send, tc.page, tc.restart)
 			require.NoError(t, w.judge())
 			require.Equal(t, len(drive), w.Count("select count(*) from public.positions"))
 			require.Equal(t, 2, w.Count("select count(*) from processor.timing_records"))
@@ -179,33 +164,23 @@ func TestP5TheFirstEligibleRecordCounts(t *testing.T) {
 	for _, tc := range []struct {
 		name      string
 		send      []fleet.Message
-		apart     bool // each in a batch of its own
+		page      int // records in one batch, 0 for all
 		conflicts int
 	}{
-		{"one batch", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, false, 2},
-		{"each by itself", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, true, 2},
-		{"late", []fleet.Message{record(0, outside, 9, 0), record(20, outside, 9, 0), noFix, first, panics}, true, 2},
-		{"the eligible one first", []fleet.Message{record(0, outside, 9, 0), first, noFix, first, panics, record(20, outside, 9, 0)}, false, 2},
-		{"none eligible", []fleet.Message{noFix, noFix, record(10, outside, 0, 1)}, false, 1},
-		{"duplicates", []fleet.Message{first, first, first}, true, 0},
+		{"one batch", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, 0, 2},
+		{"each by itself", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, 1, 2},
+		{"late", []fleet.Message{record(0, outside, 9, 0), record(20, outside, 9, 0), noFix, first, panics}, 1, 2},
+		{"the eligible one first", []fleet.Message{record(0, outside, 9, 0), first, noFix, first, panics, record(20, outside, 9, 0)}, 0, 2},
+		{"none eligible", []fleet.Message{noFix, noFix, record(10, outside, 0, 1)}, 0, 1},
+		{"duplicates", []fleet.Message{first, first, first}, 1, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			_, err := w.Pool.Exec(t.Context(), "truncate processor.conflicts")
 			require.NoError(t, err)
-			_, err = w.editor.Import(t.Context(), []geofence.Fence{square}, "import", true)
-			require.NoError(t, err)
-			m := w.join(0, false)
-			w.keepOwned()
-			require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
-			for n := 1; len(tc.send) > 0; tc.send = tc.send[n:] {
-				if !tc.apart {
-					n = len(tc.send)
-				}
-				w.publish(tc.send[:n])
-				require.NoError(t, w.quiet(20*time.Second))
-			}
+			m := w.begin(square)
+			w.sendPages(tc.send, tc.page, false)
 			require.NoError(t, w.judge())
 			require.Equal(t, tc.conflicts, w.Count("select count(*) from processor.conflicts"))
 			if tc.conflicts < 2 {

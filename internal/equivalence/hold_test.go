@@ -153,21 +153,8 @@ func TestP5ABorderThatIsHeldStill(t *testing.T) {
 			t.Run(tc.name+", "+way.name, func(t *testing.T) {
 				w := newWorld(t, b, b.Stream+"-"+t.Name())
 				defer w.end()
-				_, err := w.editor.Import(t.Context(), []geofence.Fence{tc.fence}, "import", true)
-				require.NoError(t, err)
-				m := w.join(0, false)
-				w.keepOwned()
-				require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
-				for page := range slices.Chunk(way.send, way.page) {
-					w.publish(page)
-					require.NoError(t, w.quiet(20*time.Second))
-					require.NoError(t, w.judge())
-					if way.restart {
-						m.kill()
-						m = w.join(0, false)
-						w.keepOwned()
-					}
-				}
+				w.begin(tc.fence)
+				w.sendPages(way.send, way.page, way.restart)
 				require.Equal(t, tc.rows, w.Count("select count(*) from processor.timing_records"))
 				require.Equal(t, tc.quiet, w.Count("select count(*) from processor.timing_records where suppressed"))
 				for _, s := range tc.at {

@@ -66,17 +66,17 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 		for _, way := range []struct {
 			name    string
 			send    []fleet.Message
-			apart   bool // each in a batch of its own
+			page    int  // records in one batch, 0 for all
 			restart bool // between each two
 		}{
-			{"live", tc.send, false, false},
-			{"live, each by itself", tc.send, true, false},
-			{"newest first", reversed, false, false},
-			{"late", reversed, true, false},
-			{"late jumps", inTheMiddle, true, false},
-			{"again", slices.Concat(tc.send, reversed, tc.send), false, false},
-			{"after a restart", tc.send, true, true},
-			{"late, after a restart", reversed, true, true},
+			{"live", tc.send, 0, false},
+			{"live, each by itself", tc.send, 1, false},
+			{"newest first", reversed, 0, false},
+			{"late", reversed, 1, false},
+			{"late jumps", inTheMiddle, 1, false},
+			{"again", slices.Concat(tc.send, reversed, tc.send), 0, false},
+			{"after a restart", tc.send, 1, true},
+			{"late, after a restart", reversed, 1, true},
 		} {
 			if tc.ways != "" && !slices.Contains(strings.Split(tc.ways, "|"), way.name) {
 				continue
@@ -87,24 +87,8 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 				if tc.name != "a lost sign without the rule" {
 					w.rules.MaxSpeed = 300
 				}
-				_, err := w.editor.Import(t.Context(), fences, "import", true)
-				require.NoError(t, err)
-				m := w.join(0, false)
-				w.keepOwned()
-				require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
-				for n, left := 1, way.send; len(left) > 0; left = left[n:] {
-					if !way.apart {
-						n = len(left)
-					}
-					w.publish(left[:n])
-					require.NoError(t, w.quiet(20*time.Second))
-					require.NoError(t, w.judge())
-					if way.restart {
-						m.kill()
-						m = w.join(0, false)
-						w.keepOwned()
-					}
-				}
+				w.begin(fences...)
+				w.sendPages(way.send, way.page, way.restart)
 				require.Equal(t, tc.rows, w.Count("select count(*) from processor.timing_records"))
 				devices := store.NewDevices(w.Pool, w.Scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
 				v, err := devices.Verify(t.Context(), fleet.DeviceID(1))

@@ -240,10 +240,7 @@ func TestP5ARecomputeBehindDroppedPositionsChangesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, b, b.Stream+"-"+strconv.Itoa(len(name)))
 			defer w.end()
-			_, err := w.editor.Import(t.Context(), []geofence.Fence{c.fence}, "import", true)
-			require.NoError(t, err)
-			w.join(0, false)
-			w.keepOwned()
+			w.begin(c.fence)
 			w.publish(c.live)
 			w.dropBefore(c.dropAt)
 			w.restart()

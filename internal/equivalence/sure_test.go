@@ -41,41 +41,26 @@ interpolated 149 53.6 5000
 net change 149 0.6 970000
 `
 	for _, way := range []struct {
-		name           string
-		send           []fleet.Message
-		apart, restart bool
-		speed          int // MAX_SPEED
+		name    string
+		send    []fleet.Message
+		page    int // records in one batch, 0 for all
+		restart bool
+		speed   int // MAX_SPEED
 	}{
-		{"live", drive, false, false, 0},
-		{"live, each by itself", drive, true, false, 0},
-		{"live, jumps decided", drive, true, false, 100},
-		{"newest first", reversed, false, false, 0},
-		{"late", reversed, true, false, 0},
-		{"after a restart", drive, true, true, 0},
-		{"after a correction", slices.Concat(corrected, drive[1:2]), true, false, 0},
+		{"live", drive, 0, false, 0},
+		{"live, each by itself", drive, 1, false, 0},
+		{"live, jumps decided", drive, 1, false, 100},
+		{"newest first", reversed, 0, false, 0},
+		{"late", reversed, 1, false, 0},
+		{"after a restart", drive, 1, true, 0},
+		{"after a correction", slices.Concat(corrected, drive[1:2]), 1, false, 0},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			w.rules.MaxSpeed = way.speed
-			_, err := w.editor.Import(t.Context(), []geofence.Fence{fence}, "import", true)
-			require.NoError(t, err)
-			m := w.join(0, false)
-			w.keepOwned()
-			require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
-			for n, left := 1, way.send; len(left) > 0; left = left[n:] {
-				if !way.apart {
-					n = len(left)
-				}
-				w.publish(left[:n])
-				require.NoError(t, w.quiet(20*time.Second))
-				require.NoError(t, w.judge())
-				if way.restart {
-					m.kill()
-					m = w.join(0, false)
-					w.keepOwned()
-				}
-			}
+			w.begin(fence)
+			w.sendPages(way.send, way.page, way.restart)
 			rows, err := w.Pool.Query(t.Context(), `
 select method, distance_m, speed, max_error_ms
 from processor.timing_records

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -129,6 +130,33 @@ func (w *world) join(crashAt int64, before bool) *member {
 	m.instance = w.Start(fmt.Sprintf("m%d", w.started), opts...)
 	w.members = append(w.members, m)
 	return m
+}
+
+// begin imports fences and has one instance own all shards. It returns once what the import has
+// recomputed is done, which would correct what is wrong.
+func (w *world) begin(fences ...geofence.Fence) *member {
+	_, err := w.editor.Import(w.TB.Context(), fences, "import", true)
+	require.NoError(w.TB, err)
+	m := w.join(0, false)
+	w.keepOwned()
+	require.NoError(w.TB, w.quiet(20*time.Second))
+	return m
+}
+
+// sendPages publishes messages so many at once, 0 for all, and judges after each page; with
+// restart an instance that knows nothing goes on with the next.
+func (w *world) sendPages(messages []fleet.Message, page int, restart bool) {
+	if page == 0 {
+		page = len(messages)
+	}
+	for some := range slices.Chunk(messages, page) {
+		w.publish(some)
+		require.NoError(w.TB, w.quiet(20*time.Second))
+		require.NoError(w.TB, w.judge())
+		if restart {
+			w.restart()
+		}
+	}
 }
 
 // take moves a shard to an instance from its current owner, if any.
