@@ -44,7 +44,7 @@ if former == '-' then until_there = nil end
 local answer = {'dispatched', 0, -1}
 local pending, added, trimmed = g['pending'], {}, 0
 local unsure = {} -- those of the trimmed
-local is_noted, noted_before = noted_behind(KEYS[5], ARGV[7]), 0 -- by a snapshot since the read: once is enough
+local noted_before = 0 -- by a snapshot since the read: once is enough
 local i = 15
 while i <= #ARGV do
   local kind, n = ARGV[i], tonumber(ARGV[i + 1])
@@ -58,7 +58,7 @@ while i <= #ARGV do
     for j = first + 2, first + n - 5 do
       if not there[ARGV[j]] then
         answer[#answer + 1] = ARGV[j]
-        local noted = kind == 'new' and is_noted(ARGV[j])
+        local noted = kind == 'new' and noted_behind(KEYS[5], ARGV[7], ARGV[j])
         if noted then
           noted_before = noted_before + 1
         elseif kind == 'new' then

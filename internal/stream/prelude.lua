@@ -179,8 +179,8 @@ local function note_unread(s, losses, id, read, lengths)
   return removed
 end
 
--- noted_behind returns a function that reports whether a snapshot has noted that an entry behind an ID is gone.
-local function noted_behind(lengths, id)
+-- noted_behind reports whether a snapshot has noted that an entry behind an ID is gone.
+local function noted_behind(lengths, id, entry)
   local at, kind, bound = string.match(redis.call('hget', lengths, 'noted') or '', '^(%S+) (%S) (%S+)$')
-  return function(entry) return at == id and (after(bound, entry) or kind == '=' and bound == entry) end
+  return at == id and (after(bound, entry) or kind == '=' and bound == entry)
 end

@@ -222,7 +222,7 @@ func (b *bench) dispatch(t *testing.T, after telemetry.EntryID, count int) (tele
 
 // P6: retention runs beside the reader. What goes between a read and its dispatch is counted once, whether
 // a snapshot is taken before the read, after it, or not at all.
-func TestEntriesTrimmedAroundAReadAreCountedOnce(t *testing.T) {
+func TestP6EntriesTrimmedAroundAReadAreCountedOnce(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano()) % 1_000_000
 	t.Logf("seed %d", seed)
