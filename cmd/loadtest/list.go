@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -77,12 +76,7 @@ func listJSON(out io.Writer, all []scenarios.Scenario) error {
 			},
 		}
 	}
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(list); err != nil {
-		return fmt.Errorf("print the list: %w", err)
-	}
-	return nil
+	return printJSON(out, list)
 }
 
 func planText(p scenarios.Plan) string {

@@ -47,11 +47,12 @@ type skipped struct {
 	Skipped  string `json:"skipped"` // why
 }
 
-func printJSON(out io.Writer, verdict any) error {
+// printJSON prints one line for programs.
+func printJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(verdict); err != nil {
-		return fmt.Errorf("print the verdict: %w", err)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("print result: %w", err)
 	}
 	return nil
 }
