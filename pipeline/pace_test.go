@@ -112,7 +112,7 @@ func TestARowThatTakesTooLongByItselfHoldsUpNothingElse(t *testing.T) {
 }
 
 // P7: while every row takes too long none is at fault, so none is deferred.
-func TestAServerThatTakesTooLongForEachRowDefersNone(t *testing.T) {
+func TestP7AServerThatTakesTooLongForEachRowDefersNone(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.Exec(slowRows("true"))
