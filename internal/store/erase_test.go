@@ -59,9 +59,9 @@ order by md5(d::text || t::text)`, // rows of a device lie anywhere in their hea
 		devices, days, n, dayOf(0))
 }
 
-// runRequest makes a request, of all devices of the shard where none is named,
-// runs its steps to the end and returns its progress.
-func (b *bench) runRequest(kind, device string, held protocol.ShardLease, member string) (p protocol.Progress, steps int) {
+// requestStep makes a request, of all devices of the shard where none is named, and returns
+// its first step and what runs it.
+func (b *bench) requestStep(kind, device string, held protocol.ShardLease, member string) (protocol.RequestStep, *store.Requests) {
 	b.tb.Helper()
 	b.exec(`
 insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by)
@@ -70,9 +70,16 @@ values ($1, $2, $3, $4, nullif($5, ''), 'test')`, scope.Stream, scope.Group, kin
 	list, err := requests.Waiting(b.tb.Context(), []int{held.Shard})
 	require.NoError(b.tb, err)
 	require.Len(b.tb, list, 1)
-	o := protocol.RequestStep{Request: list[0], Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules}
+	return protocol.RequestStep{Request: list[0], Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules}, requests
+}
+
+// runRequest makes a request, runs its steps to the end and returns its progress.
+func (b *bench) runRequest(kind, device string, held protocol.ShardLease, member string) (p protocol.Progress, steps int) {
+	b.tb.Helper()
+	o, requests := b.requestStep(kind, device, held, member)
 	for done := false; !done; steps++ {
 		require.Less(b.tb, steps, 1000)
+		var err error
 		p, done, err = requests.Step(b.tb.Context(), o)
 		require.NoError(b.tb, err)
 		o.Request.Progress = p
@@ -107,6 +114,47 @@ func TestAnErasureOfMoreThanOneStepRemovesAll(t *testing.T) {
 	require.GreaterOrEqual(t, steps, 3)
 	require.Equal(t, 5200, b.count("select count(*) from positions where device_id = 'device-1'"))
 	require.Equal(t, 5200, b.count("select count(*) from positions"))
+}
+
+// A row for which a trigger returns null stays, and no error tells of it.
+func TestAnErasureWhoseRowsStayFails(t *testing.T) {
+	t.Parallel()
+	for name, keep := range map[string]string{
+		"all":  "create trigger legal_hold before delete on positions for each row execute function legal_hold('0')",
+		"some": "create trigger legal_hold before delete on positions for each row execute function legal_hold('13')",
+		"rule": "create rule legal_hold as on delete to positions do instead nothing",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if name == "rule" && testenv.World(t) == devenv.Hypertable {
+				t.Skip("a hypertable has no rules")
+			}
+			b := newBench(t)
+			b.fill(2, 2, 40)
+			b.exec(`
+create function legal_hold() returns trigger language plpgsql as
+  'begin return case when extract(milliseconds from old.ts)::int / 20 < tg_argv[0]::int then old end; end'`)
+			b.exec(keep)
+			held := b.take("a.1", 5)[0]
+			o, requests := b.requestStep(protocol.RequestErase, "device-0", held, "a.1")
+			var err error
+			for steps := 0; err == nil; steps++ {
+				require.Less(t, steps, 5, "%d positions removed", o.Request.Progress.Removed)
+				o.Request.Progress, _, err = requests.Step(t.Context(), o)
+			}
+			require.ErrorContains(t, err, "positions of device device-0 stay")
+			if name != "rule" {
+				require.ErrorContains(t, err, "legal_hold on public.positions")
+			}
+			last, err := requests.Failed(t.Context(), o, err)
+			require.NoError(t, err)
+			require.True(t, last, "it would fail again")
+			kept := map[string]int{"all": 80, "some": 2 * (40 - 13), "rule": 80}[name]
+			require.Equal(t, kept, b.count("select count(*) from positions where device_id = 'device-0'"))
+			require.EqualValues(t, 80-kept, o.Request.Progress.Removed)
+			require.Equal(t, 1, b.count("select count(*) from processor.requests where state = 'failed' and result::text like '%positions of device device-0 stay%'"))
+		})
+	}
 }
 
 // A delete or an update of a hypertable is planned for all of its chunks and locks them, of

@@ -701,13 +701,39 @@ func (s *step) eraseIn(device string, at span) (func(context.Context, *pgx.Conn,
 		s.c.args(append(args, s.fixes)...), p.columns(), func() error { parts = append(parts, p); return nil }); err != nil {
 		return nil, err
 	}
+	const found = toErase + " and ts <= $4"
 	return func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+		var removed int64
 		for _, p := range parts {
-			n, err := p.change(ctx, tx, "delete"+toErase+" and ts <= $4", append(args[:3:3], p.last)...)
-			if s.p.Removed += n; err != nil {
+			n, err := p.change(ctx, tx, "delete"+found, append(args[:3:3], p.last)...)
+			if removed += n; err != nil {
 				return err
 			}
 		}
-		return nil
+		if s.p.Removed += removed; removed > 0 || len(parts) == 0 {
+			return nil
+		}
+		// They may have been dropped with their heap.
+		var stay bool
+		sql := fmt.Sprintf("select exists (select"+found+")", allHeaps)
+		if err := tx.QueryRow(ctx, sql, append(args[:3:3], parts[len(parts)-1].last)...).Scan(&stay); err != nil || !stay {
+			return err
+		}
+		return staying(ctx, tx, device)
 	}, nil
+}
+
+// staying is the failure of an erasure for rows that a delete leaves without an error, as it
+// would the next time.
+func staying(ctx context.Context, tx *pgx.Conn, device string) error {
+	list, err := RowTriggers(ctx, tx, BeforeDelete)
+	if err != nil {
+		return err
+	}
+	cause := "a rule or row security"
+	for i := range list {
+		cause = fmt.Sprintf("%s on %s, ", list[i].Name, list[i].Table) + cause
+	}
+	return &protocol.Failure{Kind: protocol.Rejected, Err: fmt.Errorf(
+		"positions of device %s stay: %s keeps them from being deleted; have it let them go and ask again", device, cause)}
 }

@@ -253,7 +253,7 @@ func (r *Report) checkTriggers(ctx context.Context, tx pgx.Tx) error {
 		runs  string
 	}{
 		{store.BeforeInsert, "runs before each insert: a row for which it returns null is not stored"},
-		{store.BeforeDelete, "runs before each delete: where it returns null or raises an error, " + rowsStay},
+		{store.BeforeDelete, "runs before each delete: where it returns null or raises an error, device erase fails, and " + rowsStay},
 	} {
 		list, err := store.RowTriggers(ctx, tx, c.event)
 		if err != nil {
