@@ -416,11 +416,31 @@ func TestARequestFollowsItsDeviceToAnotherStream(t *testing.T) {
 			second.Stream, telemetry.ShardOf(device, 2*shards), kind))
 	}
 	require.Equal(t, 1, b.count("select count(*) from processor.devices where device_id = $1", device), "nothing was erased by another's owner")
+}
 
-	leader := store.NewLeader(b.pool, scope, "a.1", 10*time.Second)
-	term, err := leader.BeginTerm(t.Context())
-	require.NoError(t, err)
-	require.NoError(t, leader.Recompute(t.Context(), term, shards, []protocol.Window{{DeviceID: device, Source: "s|1"}, {DeviceID: "unknown", Source: "s|2"}}))
-	require.Equal(t, 0, b.count("select count(*) from processor.requests where stream = $1 and device_id = $2", scope.Stream, device), "its own stream's leader reads it, too")
-	require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = $1 and device_id = 'unknown'", scope.Stream))
+// Each stream's leader reads all requests of other services, one earlier than another, and
+// one of a stream that is not served none.
+func TestARequestOfAnotherServiceIsRecordedByTheFirstLeaderThatReadsIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	second := store.Scope{Stream: "a-second-stream", Group: "another-group"}
+	require.NoError(t, store.NewShards(b.pool, second, 10*time.Second).Ensure(t.Context(), 2*shards))
+	const device = "device-1"
+	list := []protocol.Window{{DeviceID: device, Shard: 1, Source: "s|1"}, {DeviceID: "unknown", Shard: 2, Source: "s|2"}}
+	read := func(scope store.Scope, shards int) {
+		leader := store.NewLeader(b.pool, scope, "a.1", 10*time.Second)
+		term, err := leader.BeginTerm(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, leader.Recompute(t.Context(), term, shards, list))
+	}
+	b.exec("insert into processor.devices (device_id, stream) values ($1, $2)", device, scope.Stream)
+	read(second, 2*shards)
+	b.exec("update processor.devices set stream = $2 where device_id = $1", device, second.Stream)
+	read(scope, shards)
+	const ofDevice = "select count(*) from processor.requests where device_id = $1 and kind = 'recompute'"
+	require.Equal(t, 1, b.count(ofDevice, device), "the owner of its shard passes it on")
+	read(second, 2*shards) // again, as where it was not acknowledged
+	require.Equal(t, 1, b.count(ofDevice, device))
+	require.Equal(t, 1, b.count(ofDevice, "unknown"))
+	require.Equal(t, 2, b.count("select count(*) from processor.audit where who = 'recompute:requests'"))
 }

@@ -10,15 +10,15 @@ import (
 )
 
 // Recompute records requests of other services, under the leader's term, with shards by
-// their number. One that is recorded already is left unchanged. Every stream's leader reads all of them:
-// one about a device of another stream is left to that one.
+// their number. Every stream's leader reads all of them, and the first that does records a request in its own
+// stream, whichever the device is of: that may change meanwhile, or have no leader. The owner of the shard passes it on.
 func (l *Leader) Recompute(ctx context.Context, term int64, shards int, list []protocol.Window) error {
 	n := len(list)
 	source, device, reason := make([]string, n), make([]string, n), make([]string, n)
 	shard := make([]int32, n)
 	from, to := make([]time.Time, n), make([]time.Time, n)
 	for i, w := range list {
-		source[i], device[i], reason[i] = l.scope.Stream+"|"+l.scope.Group+"|"+w.Source, w.DeviceID, w.Reason
+		source[i], device[i], reason[i] = w.Source, w.DeviceID, w.Reason
 		shard[i], from[i], to[i] = int32(w.Shard), micros(w.FromUS), micros(w.ToUS)
 	}
 	return l.request(ctx, "record requests", term, shards, func(b *pgx.Batch) {
@@ -28,12 +28,6 @@ with made as (
   select $1, $2, 'recompute', r.shard, r.device_id, r.from_ts, r.to_ts, r.reason, 'recompute:requests', r.source_key
   from unnest($3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[], $8::text[])
     as r (shard, device_id, from_ts, to_ts, reason, source_key)
-  where not exists (
-    select
-    from processor.devices d
-    where d.device_id = r.device_id
-      and d.stream <> $1
-  )
   on conflict (source_key) do nothing
   returning id, device_id, from_ts, to_ts, reason
 )
