@@ -157,6 +157,84 @@ create function legal_hold() returns trigger language plpgsql as
 	}
 }
 
+// What is left of a device besides its positions may be more than one transaction can remove.
+func TestNoStepOfAnErasureRemovesMoreThanItsShare(t *testing.T) {
+	t.Parallel()
+	const most = 5000
+	b := newBench(t)
+	for table, insert := range map[string]string{
+		"timing_records": `
+insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+select $1, 'f', 1, 'enter', now() + n * interval '1 s', now() + n * interval '1 s', now() + n * interval '1 s', 0, 0
+from generate_series(1, $2::int) n`,
+		"deferred": `
+insert into processor.deferred (stream, group_name, entry_id, digest, shard, device_id, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
+select $1, 'g', n || '-1', 'd', 0, $1, array[]::bytea[], 'decode', 'e', 'f', 1, now(), now(), now(), 'i', 'v'
+from generate_series(1, $2::int) n`,
+		"unconfirmed_letters": `
+insert into processor.unconfirmed_letters (stream, group_name, source_id, digest, queued, shard, device_id, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, instance, version)
+select $1, 'g', n || '-1', 'd', true, 0, $1, array[]::bytea[], 'decode', 'e', 'f', 1, now(), now(), 'i', 'v'
+from generate_series(1, $2::int) n`,
+		"dead_letters": `
+insert into processor.dead_letters (stream, group_name, dlq_id, source_id, digest, device_id, fields, class, error, fingerprint, attempts, instance, version, exported_by)
+select $1, 'g', n || '-1', n || '-1', 'd', $1, array[]::bytea[], 'decode', 'e', 'f', 1, 'i', 'v', 'x'
+from generate_series(1, $2::int) n`,
+		"conflicts": `
+insert into processor.conflicts (stream, group_name, device_id, ts, digest, ingested_at, priority, differs, record)
+select $1, 'g', $1, now() + n * interval '1 s', 'd', now(), 0, '{latitude}', '{}'
+from generate_series(1, $2::int) n`,
+		"requests": `
+insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by, state, result)
+select 's', 'g', 'rehydrate', 0, $1, 'test', 'done', '{"before": {}, "after": {}}'
+from generate_series(1, $2::int) n`,
+		"device_moves": `
+insert into processor.device_moves (device_id, moved_from, moved_to)
+select $1, 'one', 'two'
+from generate_series(1, $2::int) n`,
+	} {
+		for _, device := range []string{"device-0", "device-1"} {
+			_, err := b.pool.Exec(t.Context(), insert, device, most+1000)
+			require.NoError(t, err, table)
+		}
+	}
+	const of = "(select count(*) from processor.%s where device_id = '%s'%s)"
+	left := func(device string) (list map[string]int) {
+		list = make(map[string]int)
+		for _, table := range []string{"timing_records", "deferred", "unconfirmed_letters", "dead_letters", "conflicts", "timing_changes", "requests", "device_moves"} {
+			condition := map[string]string{"requests": " and result ? 'before'", "timing_changes": " and number > 0"}[table]
+			list[table] = b.count("select " + fmt.Sprintf(of, table, device, condition))
+		}
+		return list
+	}
+	sum := func(list map[string]int) (n int) {
+		for _, of := range list {
+			n += of
+		}
+		return n
+	}
+	held := b.take("a.1", 5)[0]
+	o, requests := b.requestStep(protocol.RequestErase, "device-0", held, "a.1")
+	before, other := left("device-0"), left("device-1")
+	newest := b.count("select max(number) from processor.timing_changes where device_id = 'device-0'")
+	for done := false; !done; {
+		var err error
+		o.Request.Progress, done, err = requests.Step(t.Context(), o)
+		require.NoError(t, err)
+		now := left("device-0")
+		// Each crossing removed is a change, which goes later.
+		removed := sum(before) - sum(now) + max(0, now["timing_changes"]-before["timing_changes"])
+		require.LessOrEqual(t, removed, most, "%v, then %v", before, now)
+		if !done {
+			require.GreaterOrEqual(t, b.count("select coalesce(max(number), 0) from processor.timing_changes where device_id = 'device-0'"), newest, "numbers do not begin again")
+		}
+		before = now
+	}
+	require.Zero(t, sum(before))
+	require.Equal(t, other, left("device-1"))
+	require.EqualValues(t, 5*(most+1000), o.Request.Progress.Removed)
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_changes where device_id = 'device-0' and change = 'erased'"))
+}
+
 // A delete or an update of a hypertable is planned for all of its chunks and locks them, of
 // which there may be more than the server has locks.
 func TestWhatChangesADeviceLocksNoChunkWithoutItsRows(t *testing.T) {

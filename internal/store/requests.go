@@ -140,7 +140,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		}
 		done, write, err = s.recompute()
 	case protocol.RequestErase:
-		done, write, err = s.erase()
+		write, err = s.erase(&done)
 	default:
 		err = fmt.Errorf("request %d: kind %q has no steps", o.Request.ID, o.Request.Kind)
 	}
@@ -597,68 +597,77 @@ func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 
 // erase looks for positions of a device, the oldest first. What it returns
 // removes them by key, since a row's place is unique in its heap only, and once
-// none are left what else is stored of the device.
-func (s *step) erase() (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
+// none are left what else is stored of the device, no more rows than a step may
+// remove; that they were the last ones is known then only.
+func (s *step) erase(done *bool) (write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
 	if s.o.Request.Device == "" {
-		return false, nil, errors.New("an erasure names a device")
+		return nil, errors.New("an erasure names a device")
 	}
 	device := s.o.Request.Device
 	s.devices = []string{device}
 	if at, found, err := s.oldest(device); err != nil {
-		return false, nil, err
+		return nil, err
 	} else if found {
-		write, err = s.eraseIn(device, at)
-		return false, write, err
+		return s.eraseIn(device, at)
 	}
-	const crossings = `from processor.timing_records where device_id = $1`
-	var n int64
-	if _, err := s.ask("select count(*) from (select "+crossings+" limit $2) t", []any{device, s.fixes}, []any{&n},
-		func() error { return nil }); err != nil {
-		return false, nil, err
-	}
-	done = n < s.fixes
-	return done, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
-		tag, err := tx.Exec(ctx, `
-delete from processor.timing_records
-where id = any (array(select id `+crossings+` order by id limit $2))`, device, s.fixes)
-		s.p.Removed += tag.RowsAffected()
-		if err != nil || !done {
-			return err
-		}
+	return func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+		left := s.fixes
 		for i, sql := range eraseSQL {
-			tag, err := tx.Exec(ctx, sql, device)
+			tag, err := tx.Exec(ctx, sql, device, left)
 			if err != nil {
 				return err
 			}
 			if i < erasedRecords {
 				s.p.Removed += tag.RowsAffected()
 			}
+			if left -= tag.RowsAffected(); left <= 0 {
+				return nil
+			}
 		}
+		*done = true
 		s.p.Devices = 1
-		// It may have been in the state of a stream that it left; none this old is used.
-		if _, err := tx.Exec(ctx, "delete from processor.shard_states where left_at < now() - interval '1 minute'"); err != nil {
-			return err
+		for _, sql := range erasedSQL {
+			if _, err := tx.Exec(ctx, sql, device); err != nil {
+				return err
+			}
 		}
-		_, err = tx.Exec(ctx, `insert into processor.timing_changes (device_id, number, change) values ($1, 0, 'erased')`, device)
+		// It may have been in the state of a stream that it left; none this old is used.
+		_, err := tx.Exec(ctx, "delete from processor.shard_states where left_at < now() - interval '1 minute'")
 		return err
 	}, nil
 }
 
-// eraseSQL is the rest of an erasure: tables of records, which are counted, and what tells
-// of the device besides.
+// eraseSQL removes the rest of a device, of each table at most so many rows: records, which
+// are counted, and what tells of the device besides. As many changes of crossings stay, the newest, until the end
+// of the erasure: as long as the device is there, their numbers continue.
 var eraseSQL = [...]string{
-	`delete from processor.deferred where device_id = $1`,
-	`delete from processor.unconfirmed_letters where device_id = $1`,
-	`delete from processor.dead_letters where device_id = $1`,
-	`delete from processor.conflicts where device_id = $1`,
+	eraseByID("timing_records"),
+	eraseByKey("deferred", "stream, group_name, entry_id, digest"),
+	eraseByKey("unconfirmed_letters", "stream, group_name, source_id, digest"),
+	eraseByID("dead_letters"),
+	eraseByID("conflicts"),
 
-	`delete from processor.timing_changes where device_id = $1`,                                                                                    // of crossings that were counted
-	`update processor.requests set result = result - 'before' - 'after' where device_id = $1 and result ?| '{before,after}'`,                       // where it was when it was reloaded
-	`delete from processor.device_moves where id = any (array(select id from processor.device_moves where device_id = $1 order by id for update))`, // as leaders lock them
-	`delete from processor.devices where device_id = $1`,
+	`delete from processor.timing_changes where device_id = $1 and number < (select number from processor.timing_changes where device_id = $1 order by number offset $2 limit 1)`,               // of crossings that were counted
+	`update processor.requests set result = result - 'before' - 'after' where id = any (array(select id from processor.requests where device_id = $1 and result ?| '{before,after}' limit $2))`, // where it was when it was reloaded
+	`delete from processor.device_moves where id = any (array(select id from processor.device_moves where device_id = $1 order by id limit $2 for update))`,                                     // as leaders lock them
 }
 
-const erasedRecords = 4
+const erasedRecords = 5
+
+func eraseByID(table string) string {
+	return fmt.Sprintf("delete from processor.%[1]s where id = any (array(select id from processor.%[1]s where device_id = $1 limit $2))", table)
+}
+
+func eraseByKey(table, key string) string {
+	return fmt.Sprintf("delete from processor.%[1]s where device_id = $1 and (%[2]s) in (select %[2]s from processor.%[1]s where device_id = $1 limit $2)", table, key)
+}
+
+// erasedSQL ends an erasure.
+var erasedSQL = [...]string{
+	`delete from processor.timing_changes where device_id = $1`,
+	`delete from processor.devices where device_id = $1`,
+	`insert into processor.timing_changes (device_id, number, change) values ($1, 0, 'erased')`,
+}
 
 // toErase are the rows of a device in a span, of all of positions or of one heap of it.
 const toErase = `
