@@ -43,9 +43,25 @@ func (f *fences) refresh(ctx context.Context) error {
 	return fmt.Errorf("load fences: %w", err)
 }
 
+// unknownVersion is that of no set.
+const unknownVersion = -1
+
+// forget has the set loaded again whatever its version is: another server may call another
+// set by the same number. Until then no commit accepts what is derived.
+func (f *fences) forget() {
+	var has protocol.Fences
+	if present := f.present.Load(); present != nil {
+		has = *present
+	}
+	has.Version = unknownVersion
+	f.present.Store(&has)
+	wakeUp(f.changed)
+}
+
 // load loads the set if it changed. The caller holds the lock.
 func (f *fences) load(ctx context.Context) error {
-	if has := f.present.Load(); has != nil {
+	has := f.present.Load()
+	if has != nil {
 		version, err := f.loader.Version(ctx)
 		if err != nil || version == has.Version {
 			return err
@@ -60,10 +76,12 @@ func (f *fences) load(ctx context.Context) error {
 	}
 	f.metrics.fenceCount.Set(float64(set.Len()))
 	f.metrics.badFences.Set(float64(len(bad)))
-	if set.Len() > 0 || f.present.Load() != nil {
+	if set.Len() > 0 || has != nil {
 		f.log.Info("fences loaded", "count", set.Len(), "version", set.Version)
 	}
-	f.present.Store(set)
+	if !f.present.CompareAndSwap(has, set) {
+		return f.load(ctx) // forgotten meanwhile: it may be the earlier server's
+	}
 	return nil
 }
 

@@ -44,3 +44,28 @@ func TestFencesThatCannotBeReadEndThePipelineWithTheCause(t *testing.T) {
 		require.NoError(t, (&Pipeline{fences: later}).Run(ended, ended))
 	})
 }
+
+// replacedFences are those of a server that is replaced while they are read first.
+type replacedFences struct {
+	loads    int
+	replaced func()
+}
+
+func (*replacedFences) Version(context.Context) (int64, error) { return 7, nil }
+
+func (f *replacedFences) Load(context.Context) (*protocol.Fences, []error, error) {
+	if f.loads++; f.loads == 1 {
+		f.replaced()
+	}
+	return &protocol.Fences{Version: 7, Versions: []int{f.loads}}, nil, nil
+}
+
+func TestFencesReadWhileTheServerIsReplacedAreReadAgain(t *testing.T) {
+	loader := &replacedFences{}
+	f := newFences(loader, time.Second, newMetrics(prometheus.NewRegistry(), &table{}), slog.New(slog.DiscardHandler))
+	loader.replaced = f.forget
+	require.NoError(t, f.refresh(t.Context()))
+	require.Equal(t, []int{2}, f.now().Versions)
+	require.NoError(t, f.refresh(t.Context()))
+	require.Equal(t, 2, loader.loads, "the version is known")
+}

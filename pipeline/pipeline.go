@@ -293,6 +293,7 @@ func (p *Pipeline) Reread(shards []int) { p.table.reread(shards) }
 // lost data, and nothing in flight can be trusted. Coordination reacquires the
 // shards, which compares what both servers know.
 func (p *Pipeline) Abandon() {
+	p.fences.forget()
 	for _, l := range p.table.abandon() {
 		p.lost(l)
 	}
