@@ -136,14 +136,21 @@ where device_id is not null`
 const scanPage = 1000
 
 // scan does a part of the scan for devices that were stored before there was a
-// table of them, and reports whether it is done. One does it at a time.
+// table of them, and reports whether it is done. One does it at a time. What others write
+// later is found once its row is deleted, so it is asked for with each step.
 func (q *Requests) scan(ctx context.Context, c cuts, halved int, limit time.Duration) (done bool, err error) {
-	if q.scanned.Load() {
-		return true, nil
-	}
 	const op = "look for devices"
 	ctx, cancel := context.WithTimeout(ctx, q.writer.timeout)
 	defer cancel()
+	if err := q.writer.pool.QueryRow(ctx, `
+select exists (
+  select
+  from processor.device_scans
+  where stream = $1
+    and done_at is not null
+)`, q.writer.scope.Stream).Scan(&done); err != nil || done {
+		return done, notBegun(failure(op, err))
+	}
 	err = notBegun(failure(op, pgx.BeginFunc(ctx, q.writer.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("set local statement_timeout = %d", limit.Milliseconds())); err != nil {
 			return err
@@ -201,8 +208,5 @@ set from_us = $2,
 where stream = $1`, q.writer.scope.Stream, from, to, after, done)
 		return err
 	})))
-	if err == nil && done {
-		q.scanned.Store(true)
-	}
 	return done, err
 }

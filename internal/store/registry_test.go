@@ -91,3 +91,25 @@ func TestABatchReadsNoOtherDevicesThanItsOwn(t *testing.T) {
 	require.Less(t, read()-before, 1000)
 	require.Equal(t, 1, b.count("select count(*) from processor.devices where device_id = 'new' and stream = $1", scope.Stream))
 }
+
+// Positions that others have written since are found after the row of the scan is deleted,
+// by an owner that has seen it done.
+func TestDevicesAreLookedForAgainOnceTheRowOfTheScanIsDeleted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("a.1", 5)[0]
+	first, requests := b.requestStep(protocol.RequestRecompute, "", held, "a.1")
+	for _, devices := range []int{1, 2} {
+		b.exec("delete from positions")
+		b.fill(devices, 1, 1)
+		b.exec("delete from processor.device_scans")
+		b.exec("update processor.requests set state = 'waiting'")
+		o := first
+		for done := false; !done; {
+			var err error
+			o.Request.Progress, done, err = requests.Step(t.Context(), o)
+			require.NoError(t, err)
+		}
+		require.Equal(t, devices, b.count("select count(*) from processor.devices"))
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,8 +22,7 @@ const stepFixes = 5000
 
 // Requests executes requests of operators and other services.
 type Requests struct {
-	writer  *Writer
-	scanned atomic.Bool // processor.devices holds all devices
+	writer *Writer
 
 	heldLimit int        // fixes that one step reads of a device for borders that are held still
 	large     sync.Mutex // held by the step that reads more than requestHeldShare of them
