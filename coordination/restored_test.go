@@ -3,17 +3,30 @@ package coordination
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // P6: what Postgres lost and the stream no longer holds is in the ledger when
 // the shard is granted, once; and what the stream holds is redelivered.
 func TestP6WhatARestoredPostgresLacksAndTheStreamTrimmedIsInTheLedger(t *testing.T) {
-	b := newBench(t)
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("in a full Redis %v", full), func(t *testing.T) {
+			t.Parallel()
+			client := ownRedis(t)
+			b := newBenchOn(t, client, stream.Config{URL: "redis://" + client.Options().Addr, Stream: "s", Group: "g", Shards: shards, Timeout: 5 * time.Second})
+			b.restore(full)
+		})
+	}
+}
+
+func (b *bench) restore(full bool) {
+	t := b.t
 	ctx := t.Context()
 	var devices []string
 	for i := range 60 {
@@ -40,6 +53,10 @@ func TestP6WhatARestoredPostgresLacksAndTheStreamTrimmedIsInTheLedger(t *testing
 	}
 	require.NoError(t, b.client.XTrimMinID(ctx, b.where.Stream, ids[50].String()).Err())
 
+	if full { // what is written while shards are acquired may not need room
+		require.NoError(t, b.client.ConfigSet(ctx, "maxmemory", "1").Err())
+		require.ErrorContains(t, b.client.Set(ctx, "any", "x", 0).Err(), "OOM")
+	}
 	for i, name := range []string{"second", "third"} {
 		m := b.start(name, "")
 		b.await([]int{shards}, m)

@@ -5,6 +5,8 @@ import (
 	_ "embed"
 	"fmt"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -54,10 +56,15 @@ func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (
 	return in, nil
 }
 
+//go:embed set_applied.lua
+var setAppliedSource string
+
+var setAppliedScript = redis.NewScript(setAppliedSource)
+
 // SetApplied makes the applied ID of a shard in Redis that of Postgres, once what
 // lies between is accounted for.
 func (g *Group) SetApplied(ctx context.Context, shard int, applied telemetry.EntryID) error {
-	return failure("set an applied ID", g.client.HSet(ctx, g.names.Applied(), shard, applied.String()).Err())
+	return failure("set an applied ID", setAppliedScript.Run(ctx, g.client, []string{g.names.Applied()}, shard, applied.String()).Err())
 }
 
 // Marks reads the same as RegisterOwner without registering anything.
