@@ -48,7 +48,7 @@ func (g *Group) Removed(ctx context.Context) (telemetry.EntryID, error) {
 // repeated. Entries of a stream that was never served are left as they are.
 func (g *Group) RemoveGroup(ctx context.Context, served bool) error {
 	const op = "remove the group"
-	keys := []string{g.names.Stream, g.names.Removed(), g.names.Losses(), g.names.Pending()}
+	keys := []string{g.names.Stream, g.names.Removed(), g.names.Losses(), g.names.Pending(), g.names.Applied()}
 	for _, key := range g.names.All() {
 		if !slices.Contains(keys, key) {
 			keys = append(keys, key)

@@ -173,6 +173,43 @@ func TestP6AStreamIsDoneThoughItsNewestEntriesWereDeletedUnread(t *testing.T) {
 	}
 }
 
+// P6: what vanished from queues is in the ledger before the group is removed: it is not seen afterwards.
+func TestP6AStreamIsNotDoneWhileWhatVanishedFromItsQueuesIsNotInTheLedger(t *testing.T) {
+	t.Parallel()
+	for name, vanish := range map[string]func(b *bench) error{
+		"a queue was removed": func(b *bench) error {
+			return b.client.XGroupDelConsumer(t.Context(), b.cfg.Stream, b.cfg.Group, "shard-01").Err()
+		},
+		"the stream was trimmed and the group made again": func(b *bench) error {
+			_, err := b.client.TxPipelined(t.Context(), func(tx redis.Pipeliner) error {
+				tx.XTrimMaxLen(t.Context(), b.cfg.Stream, 0)
+				tx.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group)
+				tx.XGroupCreate(t.Context(), b.cfg.Stream, b.cfg.Group, "0")
+				return nil
+			})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.addTo(1, 3)
+			b.ready()
+			require.ErrorContains(t, b.RemoveGroup(t.Context(), true), "entries came meanwhile: 3 are pending")
+			require.NoError(t, vanish(b))
+			for range 2 {
+				require.ErrorContains(t, b.RemoveGroup(t.Context(), true), "losses are not in the ledger yet")
+				require.Equal(t, map[string]int64{"trimmed_pending": 3}, b.lost(t))
+			}
+			_, receipt, _, err := b.Losses(t.Context(), 10)
+			require.NoError(t, err)
+			require.NoError(t, b.Recorded(t.Context(), receipt))
+			require.NoError(t, b.RemoveGroup(t.Context(), true))
+			require.False(t, b.info().GroupExists)
+		})
+	}
+}
+
 // P6: the recorded lengths of queues follow whatever changes them, so that no
 // loss is noted where there is none.
 func TestP6QueuesThatLoseNothingAreNotNotedWhateverChangesThem(t *testing.T) {
