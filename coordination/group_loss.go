@@ -14,7 +14,7 @@ import (
 )
 
 // GroupRecreations reads the records that dispatch_lease.lua writes whenever it
-// has to create the consumer group.
+// has to create the consumer group, or another client did.
 type GroupRecreations interface {
 	GroupRecreations(ctx context.Context) (recreations []protocol.GroupRecreation, foreign []string, err error)
 	ResolveRecreation(ctx context.Context, m *protocol.GroupRecreation) error

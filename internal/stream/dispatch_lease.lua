@@ -72,6 +72,34 @@ local function cut_acked(last)
   end
 end
 
+-- record_recreation records that all of the stream is dispatched again: before is the last ID dispatched, counts are
+-- the entries pending. The leader learns from the record whether a group was lost and when redelivery is
+-- complete, and tells what was trimmed unread. What is no more on a queue, or was unqueued, and trimmed does not come
+-- again: how many these are is not known, only that they followed what is acknowledged of their shard. Entries that were trimmed before there was
+-- a group were never ours to read. It returns how many count as read.
+local function record_recreation(before, counts)
+  local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
+  local removed, last = s['entries-added'] - s['length'], s['last-generated-id']
+  local first = s['first-entry'] and s['first-entry'][1]
+  local from = read_ahead(KEYS[7], before) and before
+  for shard = 0, ARGV[5] - 1 do
+    local consumer, acked = string.format('shard-%02d', shard), redis.call('hget', KEYS[4], shard) or '0-0'
+    local recorded, now = tonumber(redis.call('hget', KEYS[7], consumer) or ''), counts[consumer] or 0
+    if recorded and now < recorded and (not from or after(from, acked)) then from = acked end
+    redis.call('hset', KEYS[7], consumer, now)
+  end
+  if removed > 0 and from and after(first or last, from) then
+    redis.call('rpush', KEYS[10], cjson.encode({cause = 'trimmed_pending', first = from, last = first or last}))
+  end
+  move_to(KEYS[1], ARGV[1], KEYS[7], '0-0', removed)
+  local now = redis.call('time')
+  redis.call('rpush', KEYS[5], cjson.encode({
+    at = now[1] * 1000 + math.floor(now[2] / 1000), dispatched = before,
+    entries = s['length'], removed = removed, first = first or '0-0', last = last}))
+  redis.call('ltrim', KEYS[5], -100, -1)
+  return removed
+end
+
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
 if g then
@@ -93,36 +121,19 @@ if g then
     cut_acked(pairs_of(redis.call('xinfo', 'stream', KEYS[1]))['last-generated-id'])
   end
   if made_again(KEYS[3], last) then
-    for shard = 0, ARGV[5] - 1 do redis.call('hdel', KEYS[7], string.format('shard-%02d', shard)) end
+    g['entries-read'] = record_recreation(dispatched, count_pending(KEYS[1], ARGV[1]))
   end
   redis.call('set', KEYS[3], last)
   return {1, last, 0, g['pending'], paused, read_beyond(g, last)}
 end
-local before = redis.call('get', KEYS[3])
-redis.call('del', KEYS[3], KEYS[7])
+local created = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream')
+if created.err then return created end
+cut_acked(pairs_of(redis.call('xinfo', 'stream', KEYS[1]))['last-generated-id'])
+record_recreation(redis.call('get', KEYS[3]) or '0-0', {})
+redis.call('del', KEYS[3])
+redis.call('hdel', KEYS[7], 'ahead', 'noted')
 -- Nothing was acknowledged in a group that is new: a mark that is missing later
 -- was lost, and everything that was delivered may have been acknowledged.
-for shard = 0, ARGV[5] - 1 do
-  redis.call('hsetnx', KEYS[4], shard, '0-0')
-  redis.call('hset', KEYS[7], string.format('shard-%02d', shard), 0)
-end
-
--- Entries that were trimmed before there was a group were never ours to read.
-local read, entries, first, last = 0, 0, '0-0', '0-0'
-local info = redis.pcall('xinfo', 'stream', KEYS[1])
-if not info.err then
-  local s = pairs_of(info)
-  read, entries, last = s['entries-added'] - s['length'], s['length'], s['last-generated-id']
-  if s['first-entry'] then first = s['first-entry'][1] end
-end
-cut_acked(last)
-local created = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
-if created.err then return created end
--- The leader learns from this whether a group was lost, and when redelivery is complete.
-local now = redis.call('time')
-redis.call('rpush', KEYS[5], cjson.encode({
-  at = now[1] * 1000 + math.floor(now[2] / 1000), dispatched = before or '0-0',
-  entries = entries, removed = read, first = first, last = last}))
-redis.call('ltrim', KEYS[5], -100, -1)
+for shard = 0, ARGV[5] - 1 do redis.call('hsetnx', KEYS[4], shard, '0-0') end
 redis.call('publish', ARGV[6], 'group')
 return {1, '0-0', 1, 0, paused, ''}

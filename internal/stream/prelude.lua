@@ -93,8 +93,8 @@ local function check_pending(key, losses, counts, consumer, shard, applied, deli
   if recorded ~= now then redis.call('hset', key, consumer, now) end
 end
 
--- made_again reports whether another client made the group again at 0: the queues are gone, and
--- all that was on them is dispatched again.
+-- made_again reports whether another client made the group again at 0, or set it back there: what was on the
+-- queues is dispatched again, and dispatch_lease.lua notes what was trimmed of it.
 local function made_again(dispatched, delivered)
   return delivered == '0-0' and (redis.call('get', dispatched) or '0-0') ~= '0-0'
 end

@@ -3,6 +3,7 @@ package stream_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -303,6 +304,91 @@ func TestP6EntriesOfAGroupMadeAgainAreNotNotedAsLost(t *testing.T) {
 			lost(8)
 		})
 	}
+}
+
+// P6: what was trimmed, on a queue or unread, does not come again with a group that is made again, by a client or the dispatcher. On which
+// queue the trimmed ones were is not known any more, nor how many were finished.
+func TestP6WhatWasTrimmedBeforeTheGroupWasMadeAgainIsNotedAsLost(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]func(b *bench) error{
+		"by a client": func(b *bench) error {
+			_, err := b.client.TxPipelined(t.Context(), func(tx redis.Pipeliner) error {
+				tx.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group)
+				tx.XGroupCreate(t.Context(), b.cfg.Stream, b.cfg.Group, "0")
+				return nil
+			})
+			return err
+		},
+		"by the dispatcher": func(b *bench) error {
+			return b.client.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group).Err()
+		},
+	} {
+		for _, trimmed := range []int{0, 4, 6, 10} {
+			t.Run(fmt.Sprintf("%s, %d trimmed", name, trimmed), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				done := b.addTo(0, 4)
+				pending := b.addTo(1, 4)
+				b.ready()
+				require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 0, IDs: done}, {Shard: 1, IDs: pending[:1]}}))
+				ids := slices.Concat(done, pending, b.addTo(2, 4))
+				require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[trimmed].String()).Err())
+				require.NoError(t, again(b))
+				require.NoError(t, b.client.Del(t.Context(), b.Names().DispatchLease()).Err())
+				before, _, err := b.GroupRecreations(t.Context())
+				require.NoError(t, err)
+				turn, err := b.AcquireDispatchLease(t.Context(), "", "t", time.Minute)
+				require.NoError(t, err)
+				require.Zero(t, turn.After)
+				for range 2 {
+					_, err := b.AcquireDispatchLease(t.Context(), "t", "t", time.Minute)
+					require.NoError(t, err)
+					_, err = b.Snapshot(t.Context(), nil)
+					require.NoError(t, err)
+				}
+				recreations, _, err := b.GroupRecreations(t.Context())
+				require.NoError(t, err)
+				require.Len(t, recreations, len(before)+1)
+				last := recreations[len(before)]
+				require.Equal(t, pending[3], last.Dispatched, "from which the leader tells what was trimmed unread")
+				require.Equal(t, ids[trimmed], last.First)
+				require.EqualValues(t, trimmed, last.Removed)
+				require.EqualValues(t, 12-trimmed, last.Entries)
+				require.Equal(t, stream.Count{N: int64(12 - trimmed), Known: true}, b.info().Lag)
+				losses, _, _, err := b.Losses(t.Context(), 10)
+				require.NoError(t, err)
+				if trimmed <= 4 {
+					require.Empty(t, losses, "what is pending follows an entry that is there")
+				} else {
+					require.Equal(t, []protocol.Loss{{Cause: "trimmed_pending", First: pending[0], Last: ids[trimmed], Entries: -1, Shard: -1}}, losses)
+				}
+				_, n := b.dispatch(t, turn.After, 1000)
+				require.Equal(t, 12-trimmed, n)
+			})
+		}
+	}
+}
+
+// P6: nor does what was unqueued.
+func TestP6UnqueuedEntriesTrimmedBeforeTheGroupWasMadeAgainAreNotedAsLost(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 6)
+	d := b.readAhead("former")
+	d.next(2)
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:2]}}))
+	d.next(4, 1)
+	require.Equal(t, ids[1], b.info().Delivered, "what this is about")
+	require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[4].String()).Err())
+	require.NoError(t, b.client.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group).Err())
+	require.NoError(t, b.client.Del(t.Context(), b.Names().DispatchLease()).Err())
+	b.dispatchAgainFrom(t)
+	_, err := b.Snapshot(t.Context(), nil)
+	require.NoError(t, err)
+	losses, _, _, err := b.Losses(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, []protocol.Loss{{Cause: "trimmed_pending", First: ids[1], Last: ids[4], Entries: -1, Shard: -1}}, losses)
+	require.Equal(t, ids[4:], b.queue(1))
 }
 
 // dispatchAgainFrom acquires the dispatch lease and dispatches all there is.
