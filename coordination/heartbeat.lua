@@ -54,7 +54,11 @@ if holder and holder['incarnation'] ~= ARGV[1] and not holder['left'] then
   return {'held', current}
 end
 if holder and holder['incarnation'] == ARGV[1] and holder['left'] then return {'', ''} end -- a beat that comes late
-redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
+-- A copy of this server, as a replica, has the heartbeats too: each names the server that it was sent to.
+local info, text = redis.pcall('info', 'server'), ARGV[2]
+local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
+if server then text = '{"redis":"' .. server .. '",' .. string.sub(text, 2) end
+redis.call('set', KEYS[1], text, 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
 redis.call('pexpire', KEYS[2], 86400000) -- of a fleet that ended nothing stays
 return {'', ''}

@@ -63,10 +63,12 @@ type Member struct {
 	Database      string               `json:"database,omitempty"`       // identity of its database
 	Postgres      string               `json:"postgres,omitempty"`       // and address
 	Server        string               `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
+	Redis         string               `json:"redis,omitempty"`          // run_id of the server that this was sent to, see heartbeat.lua
 	Refusal       *protocol.Refusal    `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
 	Usage
 
-	age time.Duration // since it was written, by the clock of Redis; 0 where that is not known
+	age    time.Duration // since it was written, by the clock of Redis; 0 where that is not known
+	copied bool          // it was sent to another server than the one that has it, or before that was restarted
 }
 
 // Usage is what a member does and consumes, for people.
@@ -365,7 +367,8 @@ type observation struct {
 
 // enter sends the first heartbeat, unless a fleet works with our database on another Redis. A
 // leader ends its term soon after it is cut off from Redis, so one that lives and is not here
-// has another. A heartbeat that cannot be read may be of the fleet.
+// has another. A heartbeat that was copied does not show that its member is here: if it is, its next
+// one will. One that cannot be read may be of the fleet.
 //
 // One look that sees no leader proves nothing soon after others that did: the next one may only be due.
 func (r *Membership) enter(ctx context.Context, led *observation) (holder *Member, err error) {
@@ -373,7 +376,7 @@ func (r *Membership) enter(ctx context.Context, led *observation) (holder *Membe
 	if err != nil {
 		return nil, fmt.Errorf("read the members: %w", err)
 	}
-	if len(there(members)) > 0 || unreadable != nil {
+	if unreadable != nil || slices.ContainsFunc(there(members), func(m Member) bool { return !m.copied }) {
 		*led = observation{met: true}
 		return r.beat(ctx, true)
 	}
@@ -640,6 +643,7 @@ func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duratio
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	server, list := list[0], list[1:]
 	for row := range slices.Chunk(list, 3) { // identity, heartbeat or nil, milliseconds left
 		text, ok := row[1].(string)
 		if !ok {
@@ -655,6 +659,7 @@ func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duratio
 			unreadable = errors.Join(unreadable, fmt.Errorf("read %s:%s: %.100q is no heartbeat: %w", keys.Prefix, row[0], text, err))
 			continue
 		}
+		m.copied = m.Redis != "" && server != "" && m.Redis != server
 		// One without an expiry, or that ends just now, says nothing of its age.
 		if left, ok := row[2].(int64); ok && ttl > 0 && left > 0 {
 			m.age = max(0, ttl-time.Duration(left)*time.Millisecond)

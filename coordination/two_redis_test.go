@@ -3,13 +3,18 @@ package coordination
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -146,4 +151,76 @@ func TestALeaderThatIsGoneForAMomentAdmitsNoInstanceOfAnotherRedis(t *testing.T)
 	_, joined = join("admitted", func(int32) bool { return false })
 	require.NoError(t, <-joined)
 	require.Zero(t, restart.Load(), "it was on this Redis, and has ended")
+}
+
+// P4: a replica that is promoted while the fleet stays where it was has copies of its heartbeats.
+func TestAnInstanceOnACopyOfTheFleetsRedisIsRefusedWhileTheFleetLives(t *testing.T) {
+	t.Parallel()
+	own := func(args ...string) (string, *redis.Client) {
+		server := testenv.OwnServers(t, devenv.Options{Redis: true, RedisArgs: args}).Redis
+		opts, err := devenv.RedisOptions("", server.URL())
+		require.NoError(t, err)
+		client := redis.NewClient(opts)
+		t.Cleanup(func() { _ = client.Close() })
+		return server.URL(), client
+	}
+	url, client := own("--repl-diskless-sync-delay", "0")
+	other, replica := own()
+	b := newBenchOn(t, client, stream.Config{URL: url, Stream: "s", Group: "g", Shards: shards, Timeout: 5 * time.Second})
+	long := func(c *Config) { c.MemberTTL = 10 * time.Second } // the copies outlive the test
+	fleet := b.start("fleet", "", long)
+	b.await([]int{shards}, fleet)
+	joined := b.start("joined", "", long)
+	b.await([]int{shards / 2, shards / 2}, fleet, joined)
+	before := b.list()
+	host, port, err := net.SplitHostPort(client.Options().Addr)
+	require.NoError(t, err)
+	require.NoError(t, replica.Do(t.Context(), "replicaof", host, port).Err())
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := replica.Exists(t.Context(), b.group.Names().Heartbeat("fleet"), b.group.Names().Heartbeat("joined")).Val(); n < 2 {
+			return fmt.Errorf("%d heartbeats are copied", n)
+		}
+		return nil
+	})
+	require.NoError(t, replica.Do(t.Context(), "replicaof", "no", "one").Err())
+	astray := b.start("astray", other, func(c *Config) { c.MemberTTL, c.LeaderTTL = 400*time.Millisecond, 300*time.Millisecond })
+	var refused *redisError
+	require.ErrorAs(t, astray.ended(), &refused)
+	astray.forgive()
+	after := b.list()
+	for i := range before {
+		require.Equal(t, before[i].Owner, after[i].Owner)
+		require.Equal(t, before[i].Epoch, after[i].Epoch)
+	}
+}
+
+// One joins at once where a heartbeat was written on its Redis, and asks for no leader. So it does where
+// the server does not tell which it is, or the heartbeat, of an earlier version, does not.
+func TestAnInstanceJoinsAtOnceWhereAMemberIs(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	heartbeat := func(identity string) string {
+		text, err := b.client.Get(t.Context(), names.Heartbeat(identity)).Result()
+		require.NoError(t, err)
+		return text
+	}
+	first := b.joined("first")
+	require.Contains(t, heartbeat("first"), `"redis":"`)
+	join := func(instance string) {
+		t.Helper()
+		m, err := NewMembership(b.quick(instance), b.client, first.keys, func() WorkStatus { return WorkStatus{} }, discard())
+		require.NoError(t, err)
+		m.liveLeader = func(context.Context, time.Duration, time.Duration) (string, error) {
+			return "", errors.New("it was asked for a leader")
+		}
+		var led observation
+		holder, err := m.enter(t.Context(), &led)
+		require.NoError(t, err)
+		require.Nil(t, holder)
+		require.NoError(t, m.leave(t.Context()))
+	}
+	join("second")
+	earlier := strings.Replace(heartbeat("first"), `"redis":`, `"unknown":`, 1)
+	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("first"), earlier, time.Minute).Err())
+	join("third")
 }
