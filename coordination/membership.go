@@ -363,14 +363,18 @@ type observation struct {
 	met         bool // a member was on its Redis before
 	leader      string
 	first, last time.Time
+	failed      time.Time // when it last could not look
 }
+
+// errLeaderUnknown says that a live leader may not have asked Postgres for anything since that is back.
+var errLeaderUnknown = errors.New("no leader is alive, but Postgres did not answer a moment ago; looking again")
 
 // enter sends the first heartbeat, unless a fleet works with our database on another Redis. A
 // leader ends its term soon after it is cut off from Redis, so one that lives and is not here
 // has another. A heartbeat that was copied does not show that its member is here: if it is, its next
 // one will. One that cannot be read may be of the fleet.
 //
-// One look that sees no leader proves nothing soon after others that did: the next one may only be due.
+// One look that sees no leader proves nothing soon after others that did, or that failed: the next one may only be due.
 func (r *Membership) enter(ctx context.Context, led *observation) (holder *Member, err error) {
 	members, _, unreadable, err := readMembers(ctx, r.client, r.keys, 0)
 	if err != nil {
@@ -385,18 +389,23 @@ func (r *Membership) enter(ctx context.Context, led *observation) (holder *Membe
 		back = 0 // the heartbeat that expired was the fleet's: who led has ended
 	}
 	leader, err := r.liveLeader(ctx, leaderAlive, back)
+	now := time.Now()
 	if err != nil {
+		led.failed = now
 		return nil, err
 	}
-	now := time.Now()
-	if now.Sub(led.last) >= min(r.cfg.MemberTTL, leaderBack) {
+	if wait := min(r.cfg.MemberTTL, leaderBack); now.Sub(led.last) >= wait && now.Sub(led.failed) >= wait {
 		*led = observation{met: led.met}
 	}
 	if leader != "" {
 		led.leader, led.last = leader, now
 	}
-	if led.leader == "" {
+	switch {
+	case led.leader != "":
+	case led.failed.IsZero():
 		return r.beat(ctx, true)
+	default:
+		return nil, errLeaderUnknown
 	}
 	err = &redisError{Ours: r.database, Leader: led.leader}
 	if led.first.IsZero() {

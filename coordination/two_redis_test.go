@@ -224,3 +224,59 @@ func TestAnInstanceJoinsAtOnceWhereAMemberIs(t *testing.T) {
 	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("first"), earlier, time.Minute).Err())
 	join("third")
 }
+
+// Looks that failed say nothing of a leader: it may not have asked again since.
+func TestALeaderThatCouldNotBeLookedForIsNotForgotten(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	require.NoError(t, b.client.Set(t.Context(), names.Database(), "ID", 0).Err())
+	const ttl = 1500 * time.Millisecond // looks each 300 ms
+	away := errors.New("Postgres is away")
+	for name, look := range map[string]func(look int32) (string, error){
+		"seen before": func(look int32) (string, error) {
+			switch {
+			case look > 3 && look <= 10:
+				return "", away
+			case look == 11:
+				return "", nil
+			}
+			return "leader.1", nil
+		},
+		"not seen before": func(look int32) (string, error) {
+			switch look {
+			case 1:
+				return "", away
+			case 2:
+				return "", nil
+			}
+			return "leader.1", nil
+		},
+		"none": func(look int32) (string, error) {
+			if look == 1 {
+				return "", away
+			}
+			return "", nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := b.quick("astray")
+			cfg.MemberTTL = ttl
+			keys := Keys{Prefix: names.Heartbeat(strings.ReplaceAll(name, " ", "-")), Database: names.Database()} // each finds none but itself
+			m, err := NewMembership(cfg, b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
+			require.NoError(t, err)
+			m.Belong(Database{ID: "ID"})
+			var looks atomic.Int32
+			m.liveLeader = func(context.Context, time.Duration, time.Duration) (string, error) { return look(looks.Add(1)) }
+			err = m.join(t.Context())
+			if name == "none" {
+				require.NoError(t, err)
+				require.GreaterOrEqual(t, looks.Load(), int32(3), "it looked again for a MEMBER_TTL")
+				return
+			}
+			var refused *redisError
+			require.ErrorAs(t, err, &refused)
+			require.Equal(t, "leader.1", refused.Leader)
+		})
+	}
+}
