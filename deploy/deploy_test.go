@@ -335,6 +335,12 @@ func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
 		}
 	}
 	known(t, environ)
+	for name, value := range environ {
+		if strings.HasSuffix(name, "_FILE") {
+			require.NotContains(t, value, "%", "%s: systemd's copy of a file is as old as the process, and a password is rotated in the file", name)
+			require.Contains(t, string(text), " "+filepath.Base(value)+" ", "the head of the unit says who may read it")
+		}
+	}
 	cfg := load(t, environ)
 	setting := func(name string) string {
 		m := regexp.MustCompile(`(?m)^` + name + `=(.*)$`).FindSubmatch(text)
@@ -343,6 +349,7 @@ func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, duration(t, setting("TimeoutStopSec")), cfg.Instance.ShutdownTimeout+spare)
 	require.Equal(t, strconv.Itoa(fault.Config)+" "+strconv.Itoa(fault.Schema), setting("RestartPreventExitStatus"), "what a restart does not repair")
+	require.Contains(t, string(text), "groupadd --system "+setting("SupplementaryGroups")+"\n", "a group that is missing keeps the service from starting")
 
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
