@@ -349,6 +349,9 @@ func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, duration(t, setting("TimeoutStopSec")), cfg.Instance.ShutdownTimeout+spare)
 	require.Equal(t, strconv.Itoa(fault.Config)+" "+strconv.Itoa(fault.Schema), setting("RestartPreventExitStatus"), "what a restart does not repair")
+	page, err := os.ReadFile("../docs/runbook/database-copy.md")
+	require.NoError(t, err)
+	require.Contains(t, string(page), "The systemd unit does not after exit code "+strconv.Itoa(fault.Config)+": `systemctl start processor`", "a refusal that a restart may repair")
 	require.Contains(t, string(text), "groupadd --system "+setting("SupplementaryGroups")+"\n", "a group that is missing keeps the service from starting")
 
 	analyze, err := exec.LookPath("systemd-analyze")
