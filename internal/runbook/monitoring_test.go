@@ -260,6 +260,17 @@ func TestEachAlertLeadsToItsOwnPage(t *testing.T) {
 	}
 }
 
+// A counter of an instance that is new has no increase from nothing to its first sample.
+func TestAlertsSeeWhatIsCountedBeforeTheFirstScrape(t *testing.T) {
+	text, err := os.ReadFile(monitoring + "rules.yml")
+	require.NoError(t, err)
+	alerts := regexp.MustCompile(`\(increase\((\w+)(\{.*\})?\[(\w+)\]\)\) > 0`).FindAllStringSubmatch(string(text), -1)
+	require.Greater(t, len(alerts), 5)
+	for _, m := range alerts {
+		require.Contains(t, string(text), "("+m[1]+m[2]+" unless "+m[1]+" offset "+m[3]+") > 0")
+	}
+}
+
 func TestTheRulesPassTheirOwnTests(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
