@@ -159,17 +159,33 @@ func stageFenceQuery(dep *servicetest.Deployment) staged {
 	return staged{}
 }
 
-// stageTimingFeed is a transaction that was forgotten, and a crossing after it.
+// stageTimingFeed is a transaction that was forgotten, in another database, one of an instance that is
+// older and between two statements, and a crossing after them.
 func stageTimingFeed(dep *servicetest.Deployment) staged {
 	dep.Run(servicetest.FourShards).AwaitReady()
-	forgotten, err := pgx.Connect(dep.T.Context(), dep.PostgresURL)
+	u, err := url.Parse(dep.PostgresURL)
 	require.NoError(dep.T, err)
-	dep.T.Cleanup(func() { _ = forgotten.Close(context.Background()) })
-	_, err = forgotten.Exec(dep.T.Context(), "set application_name = 'forgotten'; begin; create temporary table import (n int)")
-	require.NoError(dep.T, err)
+	u.Path = "/postgres"
+	open := func(url, name string) (conn *pgx.Conn, xid uint32) {
+		conn, err := pgx.Connect(dep.T.Context(), url)
+		require.NoError(dep.T, err)
+		dep.T.Cleanup(func() { _ = conn.Close(context.Background()) })
+		_, err = conn.Exec(dep.T.Context(), "set application_name = '"+name+"'; begin; create temporary table import (n int)")
+		require.NoError(dep.T, err)
+		require.NoError(dep.T, conn.QueryRow(dep.T.Context(), "select backend_xid from pg_stat_activity where pid = pg_backend_pid()").Scan(&xid))
+		return conn, xid
+	}
+	instance, _ := open(dep.PostgresURL, "processor/a.AAAAAAAAAA")
+	_, xid := open(u.String(), "forgotten")
 	dep.Exec(`insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
 		values ('a', 'f', 1, 'enter', now(), now(), now(), 48, 11)`)
-	return staged{}
+	return staged{
+		settings: []string{fmt.Sprintf("XID=%d", xid)},
+		before: map[int]func(){2: func() {
+			_, err := instance.Exec(dep.T.Context(), "commit")
+			require.NoError(dep.T, err, "it goes on")
+		}},
+	}
 }
 
 // foreign has the service before us read some entries of the group.
