@@ -41,7 +41,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"rehydrate":       stageWork,
 	"device":          stageDevice,
 	"dlq":             stageDeadLetters,
-	"dlq-raw":         stageDeadLetters,
+	"dlq-raw":         stageDeadLettersByHand,
 	"redis-lost":      stageRedisLost,
 	"group-lost":      stageGroupLost,
 	"all-down":        stageLag,
@@ -337,6 +337,25 @@ func stageDeadLetters(dep *servicetest.Deployment) staged {
 	dep.Publish(servicetest.InvalidRecord(servicetest.IMEI, 1), servicetest.InvalidRecord(servicetest.IMEI, 2), servicetest.InvalidRecord(servicetest.IMEI, 3))
 	dep.AwaitDeadLetters(4)
 	return staged{settings: device()}
+}
+
+// stageDeadLettersByHand is the same, and the oldest of the device has a payload of two lines and a field that
+// no instance knows.
+func stageDeadLettersByHand(dep *servicetest.Deployment) staged {
+	dep.Run(servicetest.FourShards).AwaitReady()
+	dep.Publish(servicetest.InvalidRecord("another-device", 1))
+	dep.AwaitDeadLetters(1)
+	lines := append(servicetest.InvalidRecord(servicetest.IMEI, 1), "vendor", "a")
+	payload := &lines[len(lines)-3]
+	*payload = strings.Replace(*payload, `"latitude":91,`, "\"latitude\":91,\n", 1)
+	dep.Publish(lines, servicetest.InvalidRecord(servicetest.IMEI, 2), servicetest.InvalidRecord(servicetest.IMEI, 3))
+	dep.AwaitDeadLetters(4)
+	return staged{settings: device(), after: func() {
+		sent, err := dep.Client().XRevRangeN(dep.T.Context(), dep.Stream, "+", "-", 1).Result()
+		require.NoError(dep.T, err)
+		require.Equal(dep.T, "a", sent[0].Values["vendor"], "%v", sent[0].Values)
+		require.Equal(dep.T, strings.Replace(*payload, "91", "41", 1), sent[0].Values["payload"])
+	}}
 }
 
 func stageRedisLost(dep *servicetest.Deployment) staged {
