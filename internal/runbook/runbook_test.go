@@ -220,6 +220,9 @@ func TestTheRunbookDoesWhatItSays(t *testing.T) {
 		t.Run(symptom, func(t *testing.T) {
 			dep := servicetest.New(t)
 			st := stages[symptom](dep)
+			for i := range st.before {
+				require.Less(t, i, len(b.steps[symptom]), "the page lacks a block that the stage is for")
+			}
 			op := newOperator(t, dep, b.prelude)
 			var took []time.Duration
 			for i, s := range b.steps[symptom] {

@@ -2,6 +2,7 @@ package runbook_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
@@ -496,7 +497,7 @@ func stageStreams(dep *servicetest.Deployment) staged {
 }
 
 // stageSwitch is the service before us: it has stored two entries, holds two,
-// and is stopped.
+// and is stopped. On the way back an entry that cannot be decoded comes after the look.
 func stageSwitch(dep *servicetest.Deployment) staged {
 	dep.Publish(servicetest.Records(0, 6)...)
 	held := foreign(dep, "old-service-1", 4)
@@ -505,5 +506,24 @@ func stageSwitch(dep *servicetest.Deployment) staged {
 			values ($1, to_timestamp($2), 42.5, 1.5, 900, 10, 50, 9, 0, '8', '{}')`, servicetest.IMEI, 1_700_000_000+i)
 		require.NoError(dep.T, dep.Client().XAck(dep.T.Context(), dep.Stream, dep.Group, m.ID).Err())
 	}
-	return staged{before: map[int]func(){1: func() { dep.Run(eager()...).AwaitReady() }}}
+	var last *servicetest.Process
+	return staged{before: map[int]func(){
+		1: func() {
+			last = dep.Run(eager()...)
+			last.AwaitReady()
+		},
+		3: func() {
+			later := servicetest.Record(servicetest.IMEI, 10)
+			later[len(later)-1] = "of a later version"
+			dep.Publish(later)
+			testenv.Wait(dep.T, 10*time.Second, func() error {
+				n, err := dep.Count("select count(*) from processor.deferred")
+				if err == nil && n == 0 {
+					err = errors.New("nothing is deferred")
+				}
+				return err
+			})
+			require.Zero(dep.T, last.Terminate())
+		},
+	}}
 }
