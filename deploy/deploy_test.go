@@ -418,3 +418,23 @@ func TestImageIsStaticUnprivilegedAndChecksItself(t *testing.T) {
 	require.Contains(t, image, `VOLUME ["`+filepath.Dir(cfg.Crash.Dir)+`"]`)
 	require.Contains(t, image, "EXPOSE "+strconv.Itoa(cfg.Console.Port))
 }
+
+// kubectl cp runs tar in the container, and there is none in the image.
+func TestDumpsAreCopiedFromAContainerThatHasTar(t *testing.T) {
+	pages, err := filepath.Glob("../docs/runbook/*.md")
+	require.NoError(t, err)
+	copies := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, cp := range regexp.MustCompile(`(?m)^kubectl cp -c (\S+) POD:(\S+) .*$`).FindAllSubmatch(text, -1) {
+			copies++
+			debug := regexp.MustCompile(`(?m)^kubectl debug POD --image=busybox --container=` + string(cp[1]) + ` .*--custom=/dev/stdin .*<<< '(.*)'$`).FindSubmatch(text)
+			require.NotNil(t, debug, "%s: %s: it is no container of the pod's own", page, cp[0])
+			mounts := decode[core.Container](t, debug[1]).VolumeMounts
+			require.Equal(t, string(cp[2]), mounts[0].MountPath)
+			require.Subset(t, deployment(t).Spec.Template.Spec.Containers[0].VolumeMounts, mounts)
+		}
+	}
+	require.Equal(t, 1, copies)
+}
