@@ -38,8 +38,8 @@ transaction that is rolled back. Exits 1 if one would fail, or if none matches.`
 			if by.Empty() && !all {
 				return usageError(cmd, operator.ErrChooseAll)
 			}
-			o.Waiting = func(backlog int64) {
-				say(cmd.ErrOrStderr(), "waiting: %s entries in the backlog", cli.Number(backlog))
+			o.Waiting = func(backlog string) {
+				say(cmd.ErrOrStderr(), "waiting: %s in the backlog", backlog)
 			}
 			r, err := f.RetryDeadLetters(cmd.Context(), by.Filter, o)
 			by.note(cmd, len(r.Letters), r.Missing)

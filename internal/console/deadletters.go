@@ -398,8 +398,8 @@ func (c *Console) letterActions() map[string]action {
 				o := o
 				o.PerSecond, o.PauseAt = replayRate, pauseAt
 				o.Progress = func(done, all int) { j.progress(done, all, "") }
-				o.Waiting = func(backlog int64) {
-					j.progress(0, 0, fmt.Sprintf("paused while the backlog is %d", backlog))
+				o.Waiting = func(backlog string) {
+					j.progress(0, 0, "paused while the backlog is "+backlog)
 				}
 				out, err := f.RetryDeadLetters(ctx, by, o)
 				return tellRetry(ctx, f, j, by, out, o.DryRun, err)

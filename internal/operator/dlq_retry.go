@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -30,13 +31,13 @@ type Retry struct {
 
 // RetryOptions bound a replay.
 type RetryOptions struct {
-	DryRun    bool                // only tell what would happen
-	Unchecked bool                // send what this version cannot decode, too
-	PerSecond float64             // maximum dead letters per second
-	PauseAt   int64               // pause while the backlog exceeds this
-	Waiting   func(backlog int64) // told of each pause; may be nil
-	Limit     int                 // replay only so many, the oldest first; 0 is all
-	Progress  func(done, all int) // told after each batch; may be nil
+	DryRun    bool                 // only tell what would happen
+	Unchecked bool                 // send what this version cannot decode, too
+	PerSecond float64              // maximum dead letters per second
+	PauseAt   int64                // pause while the backlog exceeds this
+	Waiting   func(backlog string) // told of each pause; may be nil
+	Limit     int                  // replay only so many, the oldest first; 0 is all
+	Progress  func(done, all int)  // told after each batch; may be nil
 }
 
 // Retried is the outcome of a replay.
@@ -100,7 +101,7 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	}
 	r := &replay{progress: o.Progress, deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, unchecked: o.Unchecked, report: out.Letters}
 	if r.waiting == nil {
-		r.waiting = func(int64) {}
+		r.waiting = func(string) {}
 	}
 	if o.DryRun {
 		err = r.try(ctx, list)
@@ -122,7 +123,7 @@ type replay struct {
 	*deadLetters
 	limiter *rate.Limiter
 	pauseAt int64
-	waiting func(backlog int64)
+	waiting func(backlog string)
 
 	unchecked bool
 	progress  func(done, all int)
@@ -226,12 +227,16 @@ func (r *replay) await(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !info.GroupExists || info.Pending+info.Lag.N < r.pauseAt {
+		lag, most := info.Lag.N, ""
+		if !info.Lag.Known {
+			lag, most = info.Length, "at most "
+		}
+		if !info.GroupExists || info.Pending+lag < r.pauseAt {
 			return nil
 		}
 		if !said {
 			said = true
-			r.waiting(info.Pending + info.Lag.N)
+			r.waiting(most + cli.Count(info.Pending+lag, "entry"))
 		}
 		select {
 		case <-ctx.Done():
