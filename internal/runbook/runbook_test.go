@@ -37,7 +37,8 @@ var notExecuted = map[string]string{
 // step is one block of commands and what its output must show.
 type step struct {
 	script  string
-	retry   bool // to be run again until it shows what it should
+	retry   bool   // to be run again until it shows what it should
+	sample  string // of its output, as the page has it
 	outcome []*regexp.Regexp
 	at      string // page and line
 }
@@ -114,6 +115,9 @@ func (b *book) read(t *testing.T, page string, lines []string) {
 			continue
 		}
 		body, i = until(i, "```")
+		if m[1] == "text" && last != "" {
+			b.steps[last][len(b.steps[last])-1].sample = strings.Join(body, "\n") + "\n"
+		}
 		if m[1] != "sh" {
 			continue
 		}
@@ -204,6 +208,23 @@ func (s step) judge(out string, err error) error {
 		}
 	}
 	return nil
+}
+
+// A sample that is not cut shows what the block is run for.
+func TestEachSampleShowsTheOutcome(t *testing.T) {
+	seen := 0
+	for _, steps := range readBook(t).steps {
+		for _, s := range steps {
+			if s.sample == "" || strings.Contains(s.sample, "…") {
+				continue
+			}
+			seen++
+			if err := s.judge(s.sample, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	require.Greater(t, seen, 20)
 }
 
 // stallLimit is how long a block that says retry may take to show its outcome.
