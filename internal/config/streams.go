@@ -87,7 +87,8 @@ func (c *Redis) checkStreams(r *report) {
 		return
 	}
 	if c.DLQStream != "" {
-		r.add("REDIS_DLQ_STREAM", c.DLQStream, "must be unset with several streams: the dead letters of each have a stream of their own, NAME:dlq")
+		r.add("REDIS_DLQ_STREAM", c.DLQStream, "must be unset with several streams: the dead letters of each have a stream of their own, NAME:dlq; "+
+			"replay or drop first what is in this one (REDIS_TELEMETRY_STREAM=NAME processor dlq list, with it still set): no list, retention or removal looks there afterwards")
 	}
 	for i, name := range names {
 		if slices.Contains(names[:i], name) {

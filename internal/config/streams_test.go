@@ -53,6 +53,7 @@ func TestBadListsOfStreamsAreRefused(t *testing.T) {
 		{[]string{"REDIS_TELEMETRY_STREAM=t:{0..99999999999999999999}"}, "begin is behind its end"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,a:dlq"}, "dead letters of a"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,b", "REDIS_DLQ_STREAM=c"}, "must be unset with several streams"},
+		{[]string{"REDIS_TELEMETRY_STREAM=a,b", "REDIS_DLQ_STREAM=c"}, "REDIS_TELEMETRY_STREAM=NAME processor dlq list"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,recompute:requests"}, "must differ from RECOMPUTE_STREAM"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,{a}:processor:members"}, "a key that the group keeps for a"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,b", "RECOMPUTE_STREAM=b:dlq"}, "dead letters of b"},
