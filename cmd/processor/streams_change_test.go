@@ -167,6 +167,7 @@ values ($1, $2, '1-1', 0, '{}', 'decode', 'x', 'x', 1, now(), now(), now(), 'i',
 	require.NoError(t, dep.Client().XDel(t.Context(), other.Stream, late[0].String()).Err())
 	_, errs = command(dep, 1, nil, "streams", "remove", other.Stream, "--devices-to", dep.Stream)
 	require.Contains(t, errs, "losses are not in the ledger yet: start an instance")
+	require.Contains(t, errs, "1 device was given to "+dep.Stream+" all the same")
 	refused("1 loss not in the ledger yet")
 	require.NoError(t, dep.Client().Del(t.Context(), "{"+other.Stream+"}:"+dep.Group+":losses").Err())
 

@@ -444,9 +444,12 @@ func RemoveStream(ctx context.Context, cfg config.Config, of, devicesTo, name, b
 	}
 	out.Shards, err = streams.Remove(ctx, f.scope, by, group.RemoveGroup)
 	if errors.Is(err, store.ErrNotDone) {
-		return out, fault.Exit(fault.Finding, err)
+		err = fault.Exit(fault.Finding, err)
 	}
-	return out, f.explained(err)
+	if err = f.explained(err); err != nil && out.Given > 0 {
+		err = fmt.Errorf("%w; %s given to %s all the same", err, cli.CountWere(out.Given, "device"), devicesTo)
+	}
+	return out, err
 }
 
 // removable returns why a stream cannot be removed now.
