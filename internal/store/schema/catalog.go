@@ -148,7 +148,7 @@ order by 1, 2`
 	functionsSQL = `
 select format('%s.%s(%s)', n.nspname, p.proname, oidvectortypes(p.proargtypes)),
   format_type(p.prorettype, null),
-  md5(btrim(regexp_replace(p.prosrc, '\s+', ' ', 'g')))
+  md5(btrim(regexp_replace(p.prosrc, '\s+', ' ', 'g'))), p.oid
 from pg_proc p
 join pg_namespace n on n.oid = p.pronamespace
 where n.nspname = 'processor'`
@@ -205,7 +205,7 @@ func readCatalog(ctx context.Context, tx pgx.Tx) (catalog, error) {
 
 	var fn function
 	return c, forEach(ctx, tx, functionsSQL, nil,
-		[]any{&name, &fn.Returns, &fn.Body}, func() {
+		[]any{&name, &fn.Returns, &fn.Body, nil}, func() {
 			c.Functions[name] = fn
 		})
 }

@@ -103,22 +103,30 @@ func Verify(ctx context.Context, db beginner) (Report, error) {
 }
 
 // privilegesSQL finds what the service's role lacks. deploy/security/postgres.sql
-// grants the same, and erasing from positions, which a platform may keep to itself.
+// grants the same, and erasing from positions, which a platform may keep to itself. A table
+// that is not named has to be granted in full.
 const privilegesSQL = `
 select t.name, p.privilege
 from unnest($1::text[]) as t (name)
 cross join unnest(case
   when t.name in ('public.positions', 'processor.audit', 'processor.losses', 'processor.settings')
     then array['select', 'insert']
-  when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.devices', 'processor.timing_records', 'processor.unconfirmed_letters')
-    then array['select', 'insert', 'update', 'delete']
+  when t.name in ('processor.assignments', 'processor.device_scans', 'processor.geofence_set', 'processor.geofences',
+    'processor.incidents', 'processor.leader', 'processor.progress', 'processor.requests', 'processor.shards')
+    then array['select', 'insert', 'update']
   when t.name = 'processor.timing_changes' then array['select', 'insert', 'delete']
-  when t.name = 'processor.timing_removed' then array['select']
+  when t.name in ('processor.timing_feed', 'processor.timing_removed') then array['select']
   when t.name = 'processor.timing_shown' then '{}'
-  else array['select', 'insert', 'update']
+  else array['select', 'insert', 'update', 'delete']
 end) as p (privilege)
 where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')
-  or not has_table_privilege(t.name, p.privilege)
+  or not has_table_privilege(to_regclass(t.name), p.privilege)
+union all
+select f.name, 'execute'
+from (` + functionsSQL + `) as f (name, returns, body, oid)
+where f.name = any ($2)
+  and f.returns <> 'trigger'
+  and not has_function_privilege(f.oid, 'execute')
 order by 1, 2`
 
 // checkPrivileges finds missing privileges before the first write fails.
@@ -128,8 +136,11 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 		if _, known := needed.Tables[name]; known {
 			tables = append(tables, name)
 		}
+		if name == "processor.timing_changes" {
+			tables = append(tables, "processor.timing_feed") // its view
+		}
 	}
-	rows, err := tx.Query(ctx, privilegesSQL, tables)
+	rows, err := tx.Query(ctx, privilegesSQL, tables, slices.Collect(maps.Keys(needed.Functions)))
 	if err != nil {
 		return fmt.Errorf("read privileges: %w", err)
 	}

@@ -1,9 +1,12 @@
 package schema_test
 
 import (
+	"context"
+	"os/exec"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store/schema"
@@ -145,6 +148,67 @@ set local role verify_writer`)
 	require.Contains(t, report.Problems, want)
 }
 
+// Whatever deploy/security/postgres.sql grants the service needs.
+func TestVerifyNamesEachGrantThatIsMissing(t *testing.T) {
+	if _, err := exec.LookPath("psql"); err != nil {
+		t.Skip("SKIPPED: psql is not installed, so deploy/security/postgres.sql was not tried")
+	}
+	url := unmigrated(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	execute(t, conn, `create role verify_least`)
+	t.Cleanup(func() {
+		out, err := exec.CommandContext(context.Background(), "psql", url, "-Xqc", "drop owned by verify_least; drop role verify_least").CombinedOutput()
+		require.NoError(t, err, string(out))
+	})
+	out, err := exec.CommandContext(t.Context(), "psql", url, "-Xq", "-v", "role=verify_least", "-f", "../../../deploy/security/postgres.sql").CombinedOutput()
+	require.NoError(t, err, string(out))
+	without := func(revoke string) (schema.Report, error) {
+		tx, err := conn.Begin(t.Context())
+		require.NoError(t, err)
+		defer tx.Rollback(t.Context())
+		_, err = tx.Exec(t.Context(), revoke+"; set local role verify_least")
+		require.NoError(t, err)
+		return schema.Verify(t.Context(), tx)
+	}
+	report, err := without("")
+	require.NoError(t, err)
+	require.NoError(t, report.Err())
+	require.Empty(t, report.Notes)
+
+	rows, err := conn.Query(t.Context(), `
+select format('%s.%s', c.relnamespace::regnamespace, c.relname), '', lower(a.privilege_type)
+from pg_class c
+cross join aclexplode(c.relacl) a
+where a.grantee = 'verify_least'::regrole
+  and c.relnamespace in ('processor'::regnamespace, 'public'::regnamespace)
+union all
+select format('%s.%s(%s)', p.pronamespace::regnamespace, p.proname, oidvectortypes(p.proargtypes)), 'function ', lower(a.privilege_type)
+from pg_proc p
+cross join aclexplode(p.proacl) a
+where a.grantee = 'verify_least'::regrole`)
+	require.NoError(t, err)
+	type grant struct{ On, Kind, Privilege string }
+	grants, err := pgx.CollectRows(rows, pgx.RowToStructByPos[grant])
+	require.NoError(t, err)
+	require.NotEmpty(t, grants)
+	for _, g := range grants {
+		report, err := without("revoke " + g.Privilege + " on " + g.Kind + g.On + " from verify_least")
+		switch g {
+		case grant{"processor.goose_db_version", "", "select"}:
+			require.ErrorContains(t, err, "permission denied")
+			continue
+		case grant{"public.positions", "", "delete"}:
+			require.NoError(t, err)
+			require.Len(t, report.Notes, 1)
+			require.NoError(t, report.Err())
+			continue
+		}
+		require.NoError(t, err)
+		require.Contains(t, report.Problems, schema.Finding{Kind: "privilege", Name: "on " + g.On, Want: g.Privilege, Have: "not granted to this role"})
+	}
+}
+
 func TestVerifyNamesPoliciesAndRules(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
@@ -153,6 +217,7 @@ func TestVerifyNamesPoliciesAndRules(t *testing.T) {
 create role verify_writer;
 grant usage on schema processor to verify_writer;
 grant all on all tables in schema processor to verify_writer;
+grant execute on all functions in schema processor to verify_writer;
 grant all on public.positions to verify_writer;`
 	const become = `; set local role verify_writer`
 	for damage, want := range map[string]string{
