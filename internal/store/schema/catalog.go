@@ -31,8 +31,8 @@ type table struct {
 type column struct {
 	Type    string `json:"type"`
 	NotNull bool   `json:"not_null"`
-	// Filled is where a value comes from if an insert gives none: default,
-	// identity, generated, or nowhere.
+	// Filled is where a value comes from if an insert gives none: default (of a
+	// boolean with its value, which decides), identity, generated, or nowhere.
 	Filled string `json:"filled,omitempty"`
 }
 
@@ -101,10 +101,12 @@ select a.attrelid, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
   case
     when a.attgenerated <> '' then 'generated'
     when a.attidentity <> '' then 'identity'
+    when pg_get_expr(d.adbin, d.adrelid) in ('false', 'true') then 'default ' || pg_get_expr(d.adbin, d.adrelid)
     when a.atthasdef then 'default'
     else ''
   end
 from pg_attribute a
+left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attrelid = any ($1)
   and a.attnum > 0
   and not a.attisdropped`

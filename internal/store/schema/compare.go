@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // compareCatalogs lists what live lacks of needed as problems, and other
@@ -91,13 +92,7 @@ func columnServes(want, have column) bool {
 	if want.Type != have.Type || want.NotNull != have.NotNull {
 		return false
 	}
-	switch want.Filled {
-	case "":
-		return have.Filled == "" || have.Filled == "default"
-	case "default":
-		return have.Filled == "default"
-	}
-	return want.Filled == have.Filled
+	return want.Filled == have.Filled || want.Filled == "" && strings.HasPrefix(have.Filled, "default")
 }
 
 func (r *Report) compareLists(kind, table string, needed, live []string) {

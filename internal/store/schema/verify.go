@@ -263,7 +263,7 @@ func (r *Report) checkTriggers(ctx context.Context, tx pgx.Tx) error {
 		event int16
 		runs  string
 	}{
-		{store.BeforeInsert, "runs before each insert: a row for which it returns null is not stored"},
+		{store.BeforeInsert, "runs before each insert: a row for which it returns null is not stored, and one that it changes is not what crossings are derived from"},
 		{store.BeforeDelete, "runs before each delete: where it returns null or raises an error, device erase fails, and " + rowsStay},
 	} {
 		list, err := store.RowTriggers(ctx, tx, c.event)
