@@ -37,7 +37,6 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
-		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, streamType.Pass),
 		tasks.Every(d.Config.ClaimInterval, letters.Pass),
 		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards) }),
@@ -53,8 +52,11 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 			},
 		}),
 	}
+	beside = []coordination.Task{
+		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
+	}
 	if !d.First { // what follows concerns all of the database
-		return work, nil
+		return work, beside
 	}
 	feed := store.NewTimingFeed(d.Pool, timeout)
 	if name := d.Service.Redis.TimingStream; name != "" {

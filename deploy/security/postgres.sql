@@ -61,10 +61,13 @@ to :"role";
 grant select, insert, delete on processor.timing_changes to :"role";
 grant select on processor.timing_feed, processor.timing_removed to :"role";
 
--- Retention, which removes and counts what is old, and nothing else.
+-- Retention, which removes and counts what is old, and nothing else. The first three are
+-- those of instances of the release before.
 grant execute on function processor.expire(text, text, interval, text) to :"role";
 grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
 grant execute on function processor.expire_timing_changes(interval) to :"role";
+grant execute on function processor.expire_page(text, text, text, interval, integer, text) to :"role";
+grant execute on function processor.expire_timing_page(interval, bigint, bigint, integer) to :"role";
 
 -- processor shards resize, streams remove and device faulty: with -v operator=true, for a
 -- role that persons use.

@@ -3,12 +3,14 @@ package store
 import (
 	"cmp"
 	"context"
-	"maps"
-	"slices"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // Retention removes what happened long ago: requests that are over, closed incidents,
@@ -19,51 +21,83 @@ type Retention struct {
 	member  string
 	timeout time.Duration
 	changes time.Duration // age of changes of crossings
+
+	pages map[string]int         // rows of a table in one transaction, where not expirePage
+	next  struct{ tx, id int64 } // behind which change of a crossing the next page begins
 }
+
+// expirePage is how many rows of a table one transaction removes, at most.
+const expirePage = 5000
+
+// timingChanges is the table of the changes of crossings.
+const timingChanges = "timing_changes"
 
 // NewRetention returns the retention of a group, in the name of a member. Changes of
 // crossings have an age of their own.
 func NewRetention(pool *pgxpool.Pool, scope Scope, member string, changes, timeout time.Duration) *Retention {
-	return &Retention{pool: pool, scope: scope, member: member, changes: changes, timeout: timeout}
+	return &Retention{pool: pool, scope: scope, member: member, changes: changes, timeout: timeout, pages: make(map[string]int)}
 }
 
-// Expire removes some rows that are older than age, a day at least, and returns how
-// many by table. The audit counts them, and the sums of losses stay.
-func (r *Retention) Expire(ctx context.Context, age time.Duration) (map[string]int64, error) {
+// Tables returns the tables that Expire knows.
+func (r *Retention) Tables() []string {
+	return []string{"requests", "incidents", "dead_letters", "audit", "losses", "conflicts", timingChanges}
+}
+
+// Expire removes some rows of a table that are older than age, a day at least, and returns
+// how many, and whether there may be more. The audit counts them, and the sums of losses
+// stay. What takes too long is made smaller, and tried again by the next call.
+func (r *Retention) Expire(ctx context.Context, table string, age time.Duration) (removed int64, more bool, err error) {
+	page := cmp.Or(r.pages[table], expirePage)
+	limit := r.timeout
+	if page > 1 {
+		limit = min(limit, stepTime)
+	}
+	began := time.Now()
+	removed, more, err = r.expire(ctx, table, age, page, limit)
+	f, _ := errors.AsType[*protocol.Failure](err)
+	switch {
+	case f != nil && f.TooMuch && page > 1 && ctx.Err() == nil:
+		r.pages[table] = page / 2
+		return 0, true, nil
+	case err == nil && time.Since(began) < limit/4:
+		r.pages[table] = min(2*page, expirePage)
+	}
+	return removed, more, err
+}
+
+func (r *Retention) expire(ctx context.Context, table string, age time.Duration, page int, limit time.Duration) (removed int64, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	removed := make(map[string]int64)
-	err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, "select name, removed from processor.expire($1, $2, $3, $4)", r.scope.Stream, r.scope.Group, age, r.member)
-		if err != nil {
+	var next struct{ tx, id int64 }
+	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("set local statement_timeout = %d", limit.Milliseconds())); err != nil {
 			return err
 		}
-		var name string
-		var n int64
-		if _, err := pgx.ForEachRow(rows, []any{&name, &n}, func() error {
-			removed[name] = n
-			return nil
-		}); err != nil {
+		var err error
+		if table == timingChanges {
+			age = r.changes
+			err = tx.QueryRow(ctx, "select removed, again, next_tx, next_id from processor.expire_timing_page($1, $2, $3, $4)",
+				age, r.next.tx, r.next.id, page).Scan(&removed, &more, &next.tx, &next.id)
+		} else {
+			err = tx.QueryRow(ctx, "select processor.expire_page($1, $2, $3, $4, $5, $6)",
+				table, r.scope.Stream, r.scope.Group, age, page, r.member).Scan(&removed)
+			more = removed == int64(page)
+		}
+		if err != nil || removed == 0 {
 			return err
 		}
-		var conflicts, changes int64
-		if err := tx.QueryRow(ctx, "select processor.expire_conflicts($1, $2, $3), processor.expire_timing_changes($4)",
-			r.scope.Stream, r.scope.Group, age, r.changes).Scan(&conflicts, &changes); err != nil {
-			return err
-		}
-		removed["conflicts"], removed["timing_changes"] = conflicts, changes
-		ages := map[string]time.Duration{"timing_changes": r.changes}
-		for _, name := range slices.Sorted(maps.Keys(removed)) {
-			if removed[name] == 0 {
-				continue
-			}
-			if _, err := tx.Exec(ctx, `
+		_, err = tx.Exec(ctx, `
 insert into processor.audit (who, action, target, count, detail)
-values ($1, 'retention', 'processor.' || $2, $3, jsonb_build_object('retention', $4::interval))`, r.member, name, removed[name], cmp.Or(ages[name], age)); err != nil {
-				return err
-			}
-		}
-		return nil
+values ($1, 'retention', 'processor.' || $2, $3, jsonb_build_object('retention', $4::interval))`, r.member, table, removed, age)
+		return err
 	})
-	return removed, failure("remove what is old", err)
+	if err != nil {
+		return 0, false, failure("remove what is old of processor."+table, err)
+	}
+	if table == timingChanges {
+		if r.next = next; !more {
+			r.next.tx, r.next.id = 0, 0 // the next pass begins again
+		}
+	}
+	return removed, more, nil
 }

@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"context"
+	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -8,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestRetentionRemovesWhatIsOldCountsItAndKeepsTheSumOfLosses(t *testing.T) {
@@ -45,7 +48,7 @@ from generate_series(1, 10) n`, scope.Stream, scope.Group)
 	const lost = "select sum(entries) from processor.losses"
 	before := b.count(lost)
 	for i := range 2 {
-		removed, err := r.Expire(t.Context(), 350*24*time.Hour)
+		removed, err := expireEach(t.Context(), r, 350*24*time.Hour)
 		require.NoError(t, err)
 		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7, "conflicts": 7, "timing_changes": 0}
 		if i > 0 {
@@ -60,7 +63,7 @@ from generate_series(1, 10) n`, scope.Stream, scope.Group)
 		require.Equal(t, 10, b.count("select count(*) from processor.requests where state = 'waiting'"))
 		require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = 'other'"))
 	}
-	removed, err := r.Expire(t.Context(), 0)
+	removed, err := expireEach(t.Context(), r, 0)
 	require.NoError(t, err)
 	require.EqualValues(t, 3, removed["audit"], "nothing of the last day, whatever is asked for")
 }
@@ -77,8 +80,62 @@ values ($1, $2, 'd', now(), $3, now(), 0, '{}', '{}')`, scope.Stream, scope.Grou
 	conflict(1)
 	b.exec("select setval(pg_get_serial_sequence('processor.conflicts', 'id'), 2000000)")
 	conflict(2)
-	removed, err := store.NewRetention(b.pool, scope, "a.1", time.Hour, 10*time.Second).Expire(t.Context(), 10*365*24*time.Hour)
+	removed, err := expireEach(t.Context(), store.NewRetention(b.pool, scope, "a.1", time.Hour, 10*time.Second), 10*365*24*time.Hour)
 	require.NoError(t, err)
 	require.Zero(t, removed["conflicts"])
 	require.Equal(t, 2, b.count("select count(*) from processor.conflicts"))
+}
+
+// expireEach removes a page of each table.
+func expireEach(ctx context.Context, r *store.Retention, age time.Duration) (map[string]int64, error) {
+	removed := make(map[string]int64)
+	for _, table := range r.Tables() {
+		n, _, err := r.Expire(ctx, table, age)
+		if err != nil {
+			return nil, err
+		}
+		removed[table] = n
+	}
+	return removed, nil
+}
+
+// Devices without later crossings are passed over once a pass, a page at a time.
+func TestRetentionPassesOverWhatStaysAPageAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`
+insert into processor.timing_changes (tx, id, device_id, number, change, old)
+overriding system value
+select 1, n, 'dormant-' || n, 1, 'withdrawn', '{}'
+from generate_series(1, 12000) n`)
+	b.exec(insertTiming, "a", 0, 30)
+	b.exec(insertTiming, "b", 0, 1)
+	r := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
+	pass := func() (pages int, all int64) {
+		for more := true; more; pages++ {
+			var removed int64
+			var err error
+			removed, more, err = r.Expire(t.Context(), "timing_changes", time.Hour)
+			require.NoError(t, err)
+			all += removed
+		}
+		return pages, all
+	}
+	pages, removed := pass()
+	require.Equal(t, 1, pages, "nothing was shown for that long")
+	require.Zero(t, removed)
+	all := int64(0)
+	testenv.Wait(t, time.Minute, func() error { // transactions of others on the server hold the feed back
+		b.exec("update processor.timing_shown set at = at - interval '25 hours'")
+		pages, removed = pass()
+		if all += removed; all < 29 {
+			return fmt.Errorf("%d of 29 changes removed", all)
+		}
+		return nil
+	})
+	require.Equal(t, 3, pages)
+	require.EqualValues(t, 29, all)
+	pages, removed = pass()
+	require.Equal(t, 3, pages, "it began again")
+	require.Zero(t, removed)
 }

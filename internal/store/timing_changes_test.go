@@ -109,13 +109,13 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	b.feedOf(current)
 	retention := store.NewRetention(b.pool, scope, "a.1", 26*time.Hour, 10*time.Second)
 	for range 2 {
-		removed, err := retention.Expire(t.Context(), time.Hour)
+		removed, err := expireEach(t.Context(), retention, time.Hour)
 		require.NoError(t, err)
 		require.Zero(t, removed["timing_changes"])
 		b.exec("update processor.timing_shown set at = at - interval '25 hours 10 minutes' where at > now() - interval '1 hour'")
 	}
 	retention = store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
-	removed, err := retention.Expire(t.Context(), time.Hour)
+	removed, err := expireEach(t.Context(), retention, time.Hour)
 	require.NoError(t, err)
 	require.EqualValues(t, 3+30+4-2, removed["timing_changes"])
 	require.Equal(t, 35, b.count("select sum(count) from processor.audit where action = 'retention' and target = 'processor.timing_changes' and detail ->> 'retention' = '24:00:00'"))
@@ -140,7 +140,7 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	continues, err := leader.Continues(t.Context(), ahead)
 	require.NoError(t, err)
 	require.False(t, continues, "it is of another server")
-	_, err = retention.Expire(t.Context(), time.Hour)
+	_, err = expireEach(t.Context(), retention, time.Hour)
 	require.NoError(t, err)
 	continues, err = leader.Continues(t.Context(), at)
 	require.NoError(t, err)
@@ -153,7 +153,7 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	for _, table := range []string{"changes", "shown", "removed"} {
 		b.exec("update processor.timing_" + table + " set tx = tx + 1000000000")
 	}
-	removed, err = retention.Expire(t.Context(), time.Hour)
+	removed, err = expireEach(t.Context(), retention, time.Hour)
 	require.NoError(t, err)
 	require.Equal(t, 0, b.count("select count(*) from processor.timing_changes"))
 	require.EqualValues(t, 3, removed["timing_changes"])
@@ -178,7 +178,7 @@ from generate_series(1, $1::int) n`, rows)
 	leader := store.NewTimingFeed(b.pool, 10*time.Second)
 	expire := func(rows int) {
 		t.Helper()
-		removed, err := retention.Expire(t.Context(), time.Hour)
+		removed, err := expireEach(t.Context(), retention, time.Hour)
 		require.NoError(t, err)
 		require.EqualValues(t, rows, removed["timing_changes"])
 	}
@@ -260,7 +260,7 @@ func TestRetentionKeepsAnErasureWithNothingOldBehindIt(t *testing.T) {
 	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
 	leader := store.NewTimingFeed(b.pool, 10*time.Second)
 	continues := func() bool {
-		_, err := retention.Expire(t.Context(), time.Hour)
+		_, err := expireEach(t.Context(), retention, time.Hour)
 		require.NoError(t, err)
 		ok, err := leader.Continues(t.Context(), at)
 		require.NoError(t, err)
@@ -294,7 +294,7 @@ func TestRetentionRemovesNothingThatTheFeedHasNotShown(t *testing.T) {
 	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
 	expire := func() {
 		t.Helper()
-		removed, err := retention.Expire(t.Context(), time.Hour)
+		removed, err := expireEach(t.Context(), retention, time.Hour)
 		require.NoError(t, err)
 		require.Zero(t, removed["timing_changes"])
 	}
@@ -319,7 +319,7 @@ func TestRetentionRemovesNothingThatIsCommittedMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	expired := make(chan error, 1)
 	go func() {
-		_, err := store.NewRetention(b.pool, scope, "a.1", time.Hour, 30*time.Second).Expire(t.Context(), time.Hour)
+		_, err := expireEach(t.Context(), store.NewRetention(b.pool, scope, "a.1", time.Hour, 30*time.Second), time.Hour)
 		expired <- err
 	}()
 	testenv.Wait(t, 20*time.Second, func() error {
