@@ -1,11 +1,11 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -48,7 +48,7 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 	locks := RowLocks(members)
 	for _, shard := range slices.Sorted(maps.Keys(locks)) {
 		l, query := locks[shard], ""
-		if len(l.By) > 0 {
+		if len(l.By) > 0 && l.By[0].Query != "" {
 			query = ", its query: " + l.By[0].Query
 		}
 		d.add(LevelError, "shard", fmt.Sprintf("the row of shard %d is locked since %s: it %s%s", shard, l.Since.UTC().Format(time.RFC3339), l, query),
@@ -77,15 +77,19 @@ func heartbeatsRenew(refuses string) bool { return refuses == "" || refuses == "
 
 func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 	const about = "Redis"
-	d.check(!versionAtLeast(e.Version, 7), LevelError, about, "version "+e.Version,
-		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
+	d.check(e.TooOld(), LevelError, about, "version "+cmp.Or(e.Version, "unknown"),
+		fmt.Sprintf("version %q is older than %d.0", e.Version, stream.OldestServer), fmt.Sprintf("upgrade Redis to %d.0 or newer", stream.OldestServer))
 	d.check(e.Role == "slave", LevelError, about, "", "is a replica, which accepts no writes",
 		"point REDIS_URL at the master, or name the Sentinels with ?master_name=")
-	d.check(e.Eviction != "" && e.Eviction != "noeviction", LevelError, about, "noeviction",
+	d.check(e.Eviction != "" && e.Eviction != "noeviction", LevelError, about, cmp.Or(e.Eviction, "does not tell its maxmemory-policy"),
 		"maxmemory-policy is "+e.Eviction+": a full Redis evicts streams",
 		"set maxmemory-policy noeviction")
-	d.check(!e.AppendOnly, LevelWarning, about, "append-only file is on",
-		"append-only file is off: a restart loses what was added since the last snapshot", "set appendonly yes")
+	if e.TellsAppendOnly {
+		d.check(!e.AppendOnly, LevelWarning, about, "append-only file is on",
+			"append-only file is off: a restart loses what was added since the last snapshot", "set appendonly yes")
+	} else {
+		d.ok(about, "does not tell whether it keeps an append-only file")
+	}
 	d.check(e.WriteError != "", LevelError, about, "", e.WriteError+" says that the last write to disk failed",
 		"make room on its disk, or fix the permissions of its folder")
 	d.check(e.Scripts != nil, LevelError, about, "scripts run", fmt.Sprint(e.Scripts),
@@ -216,11 +220,4 @@ func (d *Diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *strea
 		fmt.Sprintf("the stream reaches back %s, the oldest unfinished entry is %s old", reach, behind),
 		fmt.Sprintf("the stream reaches back %s and the oldest unfinished entry is %s old: trimming will lose entries", reach, behind),
 		"raise MAXLEN of tcp-ingestion now; "+see(sectionWillLose))
-}
-
-// versionAtLeast compares a version like 7.0.15.
-func versionAtLeast(version string, major int) bool {
-	head, _, _ := strings.Cut(version, ".")
-	n, err := strconv.Atoi(head)
-	return err == nil && n >= major
 }

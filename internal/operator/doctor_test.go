@@ -15,6 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
 	storeadmin "github.com/trmtracking/processor/internal/store/admin"
+	"github.com/trmtracking/processor/internal/stream"
 	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 )
 
@@ -75,6 +76,22 @@ func TestTheDoctorComparesWhatPositionsIsMadeOfWithTheLockTable(t *testing.T) {
 	const text = "all 1,900 chunks or partitions of positions take 7,604 locks in one statement, such as a dump's; the lock table holds 6,400 for all sessions"
 	require.Equal(t, LevelWarning, levelOf(d, text))
 	require.Contains(t, remedyOf(d, text), "set max_locks_per_transaction = 192 and restart Postgres")
+}
+
+// A managed server or a proxy may cut the reply to INFO.
+func TestTheDoctorTakesWhatRedisDoesNotTellAsUnknown(t *testing.T) {
+	d := &Diagnosis{}
+	d.redisServer(&streamadmin.ServerStatus{})
+	for _, text := range []string{"version unknown", "does not tell its maxmemory-policy", "does not tell whether it keeps an append-only file"} {
+		require.Equal(t, LevelOK, levelOf(d, text), text)
+	}
+	for _, f := range d.Findings {
+		require.Equal(t, LevelOK, f.Level, f.What)
+	}
+	d = &Diagnosis{}
+	d.redisServer(&streamadmin.ServerStatus{Server: stream.Server{Version: "6.2.1", TellsAppendOnly: true}})
+	require.Equal(t, LevelError, levelOf(d, `version "6.2.1" is older than 7.0`))
+	require.Equal(t, LevelWarning, levelOf(d, "append-only file is off: a restart loses what was added since the last snapshot"))
 }
 
 func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {

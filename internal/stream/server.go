@@ -42,7 +42,11 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 	if err != nil {
 		return Server{}, failure("ask Redis about itself", err)
 	}
-	var s Server
+	return ReadServer(text), nil
+}
+
+// ReadServer reads a reply to INFO, which a managed server or a proxy may cut.
+func ReadServer(text string) (s Server) {
 	for line := range strings.Lines(text) {
 		if v, ok := strings.CutPrefix(line, "redis_version:"); ok {
 			s.Version = strings.TrimSpace(v)
@@ -54,7 +58,7 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 			s.TellsAppendOnly, s.AppendOnly = true, strings.TrimSpace(v) == "1"
 		}
 	}
-	return s, nil
+	return s
 }
 
 // Node returns the server that holds the stream. On a Cluster, a command

@@ -28,10 +28,8 @@ func New(client redis.UniversalClient, group *stream.Group) *Reader { return &Re
 // ServerStatus is Redis' own status, and what it holds besides our stream, for
 // diagnosis.
 type ServerStatus struct {
-	Version          string
+	stream.Server
 	Role             string // master or slave
-	Eviction         string // maxmemory-policy
-	AppendOnly       bool
 	WriteError       string // the last background save or append-only write that failed, "" if none
 	MemoryUsed       int64
 	MemoryMax        int64         // 0 if unlimited
@@ -74,6 +72,7 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 	if err != nil {
 		return e, stream.Failure("ask Redis about itself", err)
 	}
+	e.Server = stream.ReadServer(text)
 	e.read(text)
 	if err := r.client.Eval(ctx, "return 1", []string{r.group.Names().DispatchLease()}).Err(); err != nil {
 		e.Scripts = stream.Failure("run a script", err)
@@ -119,7 +118,7 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 	return e, nil
 }
 
-// read extracts the relevant values from the reply to INFO.
+// read extracts what is relevant here alone from the reply to INFO.
 func (e *ServerStatus) read(info string) {
 	for line := range strings.Lines(info) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), ":")
@@ -127,14 +126,8 @@ func (e *ServerStatus) read(info string) {
 			continue
 		}
 		switch name {
-		case "redis_version":
-			e.Version = value
 		case "role":
 			e.Role = value
-		case "maxmemory_policy":
-			e.Eviction = value
-		case "aof_enabled":
-			e.AppendOnly = value == "1"
 		case "rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status":
 			if value != "ok" {
 				e.WriteError = name
