@@ -85,6 +85,15 @@ exception when undefined_column then
   execute format('grant update on public.positions to %I', current_setting('processor.operator'));
 end
 $$;
+-- The sessions of other roles, which may hold what a shard waits for: to see and to end
+-- them is an administrator's to grant.
+do $$
+begin
+  execute format('grant pg_read_all_stats, pg_signal_backend to %I', current_setting('processor.operator'));
+exception when insufficient_privilege then
+  raise notice 'run as an administrator: grant pg_read_all_stats, pg_signal_backend to %', quote_ident(current_setting('processor.operator'));
+end
+$$;
 grant update on processor.settings to :"role";
 grant delete on
   processor.assignments,

@@ -70,9 +70,11 @@ func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus
 	}
 	d.check(e.Longest > longTransaction, LevelWarning, about, "",
 		fmt.Sprintf("a transaction has been open for %s, which blocks vacuum", e.Longest), "find it in pg_stat_activity and end it")
+	if e.Hidden > 0 {
+		d.ok(about, "transactions of other roles are open for an unknown time, which a role with pg_read_all_stats sees: %s", cli.Number(e.Hidden))
+	}
 	for _, b := range e.Blocked {
-		d.add(LevelError, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
-			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
+		d.add(LevelError, about, b.Waiting+" "+b.Lock.String(), b.Lock.Remedy()+"; "+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
 	d.check(free < cfg.Postgres.MaxConns, LevelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),

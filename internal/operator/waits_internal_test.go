@@ -29,7 +29,7 @@ func TestEachWaitOfAShardHasNameSinceAndRemedy(t *testing.T) {
 			{State: protocol.WaitDispatchAhead, Shard: -1, Since: since},
 			{State: protocol.WaitKept, Shard: -1, Since: now},
 		},
-		RowLocks: []protocol.RowLock{{Shard: 5, Since: since, By: []protocol.Blocker{{PID: 17, Application: "psql", State: "idle in transaction", Query: "select"}}}},
+		RowLocks: []protocol.RowLock{{Shard: 5, Since: since, By: []protocol.Blocker{{PID: 17, Application: "psql", State: "idle in transaction", Query: "select", Age: time.Minute}}}},
 	}}
 	holds := protocol.Holds{{Kind: protocol.HoldShard, Subject: "6", By: "me", Since: since}}
 	waits := ShardWaits(shards, holds, members)

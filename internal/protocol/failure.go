@@ -94,12 +94,20 @@ type Blocker struct {
 	Application string        `json:"application"`
 	Member      string        `json:"member,omitempty"` // the owner that was asked about, if the session is its
 	State       string        `json:"state"`
-	Query       string        `json:"query"`  // its last one, cut
-	Age         time.Duration `json:"age_ns"` // of its transaction
+	Query       string        `json:"query"`           // its last one, cut; "" where the role may not see it
+	Age         time.Duration `json:"age_ns,omitzero"` // of its transaction; 0 where it is unknown
 }
 
 func (b Blocker) String() string {
-	return fmt.Sprintf("pid %d (%s), %s, in its transaction for %v: %s", b.PID, cmp.Or(b.Application, "no application_name"), b.State, b.Age.Round(time.Second), b.Query)
+	return fmt.Sprintf("pid %d (%s), %s, in its transaction for %s: %s", b.PID, cmp.Or(b.Application, "no application_name"), b.State, b.age(), cmp.Or(b.Query, "query unknown"))
+}
+
+// age returns the age of its transaction for persons.
+func (b Blocker) age() string {
+	if b.Age == 0 {
+		return "an unknown time"
+	}
+	return b.Age.Round(time.Second).String()
 }
 
 // RowLock is a lock that another session has on the row of a shard, which waits for it.
@@ -115,7 +123,7 @@ func (l RowLock) String() string {
 		return "its row is locked by a session that is not known yet"
 	}
 	b := l.By[0]
-	return fmt.Sprintf("waits for process %d (%q, %s, for %s)", b.PID, b.Application, b.State, b.Age.Round(time.Second))
+	return fmt.Sprintf("waits for process %d (%q, %s, for %s)", b.PID, b.Application, b.State, b.age())
 }
 
 // Remedy says what ends the wait.
@@ -123,7 +131,11 @@ func (l RowLock) Remedy() string {
 	if len(l.By) == 0 {
 		return "find the session that has the lock in pg_stat_activity, and end it"
 	}
-	return fmt.Sprintf("end it: select pg_terminate_backend(%d)", l.By[0].PID)
+	end := fmt.Sprintf("end it: select pg_terminate_backend(%d)", l.By[0].PID)
+	if l.By[0].Age == 0 { // what a role may not see it may not end
+		end += ", as its role or with pg_signal_backend"
+	}
+	return end
 }
 
 // BlockedBy reports whether a call failed because another session held a lock,

@@ -156,6 +156,11 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		require.NotContains(t, said, "NOPERM", "%v", args)
 		require.NotContains(t, said, "permission denied", "%v", args)
 	}
+	for who, want := range map[string]int64{"least_" + suffix: 0, "operator_" + suffix: 2} {
+		n, err := dep.Count("select count(*) from pg_roles r where rolname in ('pg_read_all_stats', 'pg_signal_backend') and pg_has_role('" + who + "', r.oid, 'usage')")
+		require.NoError(t, err)
+		require.EqualValues(t, want, n, who)
+	}
 	resize := servicetest.Spawn(t, operator.environ, "shards", "resize", "8")
 	testenv.Wait(t, 30*time.Second, func() error {
 		if !strings.Contains(resize.Errors(), "stop the instances now") {

@@ -56,7 +56,7 @@ with recursive ahead (pid) as (
   union
   select unnest(pg_blocking_pids(pid)) from ahead
 )
-select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(split_part(coalesce(query, ''), '''', 1), 200),
+select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(split_part(coalesce(nullif(query, '<insufficient privilege>'), ''), '''', 1), 200),
   coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8
 from pg_stat_activity
 where pid in (select pid from ahead)

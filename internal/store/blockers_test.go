@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/admin"
@@ -121,4 +123,69 @@ func TestTheDoctorIsToldOfACommandThatBlocksAnInstance(t *testing.T) {
 		require.NoError(t, tx.Rollback(t.Context()))
 		require.NoError(t, <-done)
 	}
+}
+
+// Of the sessions of other roles one without rights sees neither state nor times, which are
+// not nothing then.
+func TestWhatARoleMayNotSeeOfOtherSessionsIsUnknown(t *testing.T) {
+	t.Parallel()
+	testenv.SkipIn(t, devenv.Pooled, "the pooler has one role for all")
+	b := newBench(t)
+	b.take("one.1", 0)
+	u, err := url.Parse(b.url)
+	require.NoError(t, err)
+	role := u.Path[1:] + "_least" // of this database alone
+	b.exec(fmt.Sprintf("create role %[1]s login; grant usage on schema processor to %[1]s; grant select, update on processor.shards to %[1]s", role))
+	t.Cleanup(func() {
+		_, err := b.pool.Exec(context.WithoutCancel(t.Context()), fmt.Sprintf("drop owned by %[1]s; drop role %[1]s", role))
+		require.NoError(t, err)
+	})
+	u.User = url.User(role)
+	pool := b.open("one.ABCDEFGH27", u.String())
+	defer pool.Close()
+	conn, err := pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), "set lock_timeout = 0; set statement_timeout = 0")
+	require.NoError(t, err)
+
+	lock := connect(t, b.url)
+	exec(t, lock, "begin")
+	exec(t, lock, "select from processor.shards where shard = 0 for update")
+	done := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(t.Context(), "update processor.shards set epoch = epoch where shard = 0")
+		done <- err
+	}()
+	var by []protocol.Blocker
+	testenv.Wait(t, 20*time.Second, func() (err error) {
+		if by, err = store.Blockers(t.Context(), pool, int(conn.Conn().PgConn().PID())); err == nil && len(by) == 0 {
+			err = errors.New("nothing waits")
+		}
+		return err
+	})
+	require.Equal(t, []protocol.Blocker{{PID: int(lock.PgConn().PID()), State: "state unknown"}}, by)
+	waits := protocol.RowLock{By: by}
+	require.Contains(t, waits.String(), "state unknown, for an unknown time")
+	require.Contains(t, waits.Remedy(), "pg_signal_backend")
+
+	const all = "select count(*) from pg_stat_activity where backend_type = 'client backend'"
+	testenv.Wait(t, 20*time.Second, func() error { // other tests connect meanwhile
+		before := b.count(all)
+		status, err := admin.Diagnose(t.Context(), pool)
+		require.NoError(t, err)
+		require.Positive(t, status.Hidden)
+		require.Len(t, status.Blocked, 1)
+		require.Zero(t, status.Blocked[0].Lock.By[0].Age)
+		if after := b.count(all); status.Sessions < min(before, after) {
+			return fmt.Errorf("%d sessions counted of %d to %d", status.Sessions, before, after)
+		}
+		return nil
+	})
+	status, err := admin.Diagnose(t.Context(), b.pool)
+	require.NoError(t, err)
+	require.Zero(t, status.Hidden, "a superuser sees all")
+	require.Positive(t, status.Longest)
+	exec(t, lock, "rollback")
+	require.NoError(t, <-done)
 }

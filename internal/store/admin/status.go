@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 )
 
@@ -27,7 +28,8 @@ type ServerStatus struct {
 	Bytes            int64 // size of the database
 	MaxConnections   int
 	Sessions         int           // of all users
-	Longest          time.Duration // the oldest transaction of all users
+	Longest          time.Duration // the oldest transaction whose age this role may see
+	Hidden           int           // transactions that hold back vacuum for a time that it may not see
 	Blocked          []blocking
 	Members          map[string]int // sessions by member
 	Autovacuum       bool
@@ -40,12 +42,11 @@ type ServerStatus struct {
 // blocking is a session that blocks one of ours.
 type blocking struct {
 	Waiting string // application_name of ours
-	PID     int
-	By      string // application_name
-	State   string
-	For     time.Duration // age of its transaction
+	Lock    protocol.RowLock
 }
 
+// Of the sessions of other roles one without pg_read_all_stats sees that they are, and
+// whether they keep rows from being vacuumed, but neither their kind nor their times.
 const serverStatusSQL = `
 select current_setting('server_version'),
   current_setting('server_version_num')::integer,
@@ -58,16 +59,25 @@ select current_setting('server_version'),
   clock_timestamp(),
   pg_database_size(current_database()),
   current_setting('max_connections')::integer,
-  (select count(*) from pg_stat_activity where backend_type = 'client backend'),
+  (select count(*)
+  from pg_stat_activity
+  where coalesce(backend_type, 'client backend') = 'client backend'
+    and usesysid is not null
+    and datid is not null),
   coalesce((
     select extract(epoch from max(clock_timestamp() - xact_start))
     from pg_stat_activity
     where backend_type = 'client backend'
-      and pid <> pg_backend_pid()), 0)::double precision`
+      and pid <> pg_backend_pid()), 0)::double precision,
+  (select count(*)
+  from pg_stat_activity
+  where backend_type is null
+    and datid is not null
+    and (backend_xid is not null or backend_xmin is not null))`
 
 // Members wait for each other, which is as it should be; a command may hold them up.
 const blockedSQL = `
-select a.application_name, b.pid, b.application_name, coalesce(b.state, ''),
+select a.application_name, b.pid, b.application_name, coalesce(b.state, 'state unknown'),
   coalesce(extract(epoch from clock_timestamp() - b.xact_start), 0)::double precision
 from pg_stat_activity a
 cross join unnest(pg_blocking_pids(a.pid)) as blocker
@@ -117,7 +127,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	var longest float64
 	before := time.Now()
 	err = conn.QueryRow(ctx, serverStatusSQL).Scan(&e.Version, &e.Number, &e.SynchronousCommit, &e.Fsync, &e.Autovacuum,
-		&e.Standby, &e.ReadOnly, &pid, &now, &e.Bytes, &e.MaxConnections, &e.Sessions, &longest)
+		&e.Standby, &e.ReadOnly, &pid, &now, &e.Bytes, &e.MaxConnections, &e.Sessions, &longest, &e.Hidden)
 	if err != nil {
 		return e, store.Failure(op, err)
 	}
@@ -134,9 +144,11 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 		return e, store.Failure(op, err)
 	}
 	e.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blocking, err error) {
+		var by protocol.Blocker
 		var age float64
-		err = row.Scan(&b.Waiting, &b.PID, &b.By, &b.State, &age)
-		b.For = seconds(age)
+		err = row.Scan(&b.Waiting, &by.PID, &by.Application, &by.State, &age)
+		by.Age = seconds(age)
+		b.Lock.By = []protocol.Blocker{by}
 		return b, err
 	})
 	if err != nil {
