@@ -48,7 +48,7 @@ type Stream interface {
 	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
 	Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
 	Notify(ctx context.Context, shards []int) error
-	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
+	Work(ctx context.Context) (work map[int]protocol.ShardWork, foreign int, err error)
 
 	// It records losses that are detected but not yet recorded, and stops the
 	// dispatcher of the fleet or lets it go on.

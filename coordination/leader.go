@@ -589,7 +589,7 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 // watchShards keeps the incident of each shard that is stalled while other
 // shards advance.
 func (l *Leader) watchShards(ctx context.Context) {
-	work, err := l.stream.Work(ctx)
+	work, _, err := l.stream.Work(ctx)
 	if err != nil {
 		return // the sweep reports the error
 	}

@@ -30,6 +30,7 @@ type dispatcher struct {
 
 	progress  *protocol.ProgressTracker
 	polled    time.Time     // when the progress of the shards was read last
+	foreign   int           // entries that were pending for foreign consumers then, and may be still
 	ttl       time.Duration // of the dispatch lease: longer than configured while a dispatch takes longer
 	pages     protocol.Pages
 	settledAt time.Time // when the last-delivered ID was moved last
@@ -161,11 +162,12 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 				d.logRateLimited(ctx, "read the progress of the shards", err)
 				return false
 			}
+			queued := max(0, pending-d.foreign)
 			state := protocol.WaitDispatchHeld
 			if !paused {
-				state = d.lacksRoom(pending)
+				state = d.lacksRoom(queued)
 			}
-			if state == "" && d.overtakes(pending) {
+			if state == "" && d.overtakes(queued) {
 				state = protocol.WaitDispatchUnread
 			}
 			d.table.dispatchWaits(state)
@@ -256,34 +258,39 @@ func (d *dispatcher) noteGroup(lease protocol.DispatchLease) {
 }
 
 // pollProgress refreshes the progress of the shards while many dispatched entries
-// are unfinished, so that stalled shards are known before dispatch has to pause.
+// are unfinished, so that stalled shards are known before dispatch has to pause, and
+// what foreign consumers hold: it may lie beyond what is dispatched, and wait for us.
 func (d *dispatcher) pollProgress(ctx context.Context, pending int) error {
-	if pending < d.cfg.DispatchAhead/2 || time.Since(d.polled) < d.cfg.StallAfter/16 {
+	if pending < d.cfg.DispatchAhead/2 {
+		d.foreign = 0
 		return nil
 	}
-	work, err := d.source.Work(ctx)
+	if time.Since(d.polled) < d.cfg.StallAfter/16 {
+		return nil
+	}
+	work, foreign, err := d.source.Work(ctx)
 	if err != nil {
 		return err
 	}
-	d.polled = time.Now()
+	d.polled, d.foreign = time.Now(), foreign
 	d.progress.Observe(d.polled, work)
 	return nil
 }
 
-// lacksRoom returns why not to dispatch more, "" to do so. Dispatch pauses when
-// dispatched and unfinished >= DispatchAhead, not counting stalled shards (the
+// lacksRoom returns why not to dispatch more, "" to do so, with so many entries on
+// queues. Dispatch pauses when dispatched and unfinished >= DispatchAhead, not counting stalled shards (the
 // leader opens an incident for each). It also pauses while our own workers are
 // full, unless peers have fewer than two reads queued between them: reading our
 // entries back later costs more than waiting.
-func (d *dispatcher) lacksRoom(pending int) (state string) {
+func (d *dispatcher) lacksRoom(queued int) (state string) {
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
 	unqueued, _, _ := d.table.unqueued()
-	all := pending + unqueued + d.table.orphaned()
+	all := queued + unqueued + d.table.orphaned()
 	if all >= d.cfg.DispatchAhead && d.progress.EffectiveBacklog(time.Now(), all, d.cfg.DispatchAhead) >= d.cfg.DispatchAhead {
 		return protocol.WaitDispatchAhead
 	}
-	others := pending - (d.table.records - unqueued)
+	others := queued - (d.table.records - unqueued)
 	if d.table.records == 0 || d.peers() > 0 && others < 2*d.cfg.ReadBatchRecords ||
 		d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) && !d.table.crowded(time.Now()) {
 		return ""
@@ -295,14 +302,14 @@ func (d *dispatcher) lacksRoom(pending int) (state string) {
 // queues soon, since nobody else is there to read them: no shard is granted yet, or
 // queues of our own are not read to their end. Each entry costs twice then, and the
 // queues are read no sooner.
-func (d *dispatcher) overtakes(pending int) bool {
+func (d *dispatcher) overtakes(queued int) bool {
 	if d.peers() > 0 {
 		return false
 	}
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
 	owned, behind := d.table.behind(time.Now())
-	return behind || owned == 0 && pending >= 2*d.cfg.ReadBatchRecords
+	return behind || owned == 0 && queued >= 2*d.cfg.ReadBatchRecords
 }
 
 // pause waits until an entry is finished or a queue is read here, at most for a short poll.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -242,4 +243,28 @@ func TestEntriesGatherAfterADispatchAndALoneOneDoesNotWait(t *testing.T) {
 	b.Settled(30*time.Second, 0)
 	require.Less(t, time.Since(sent), gather, "a lone entry")
 	require.Equal(t, 2+others, b.Count("select count(*) from positions"))
+}
+
+// P7: what another client read in the group beyond what is dispatched lies on no queue: the dispatcher comes to
+// it again, however much it is.
+func TestP7WhatAForeignConsumerReadDoesNotHoldUpDispatching(t *testing.T) {
+	t.Parallel()
+	const foreign = 3 * dispatchAhead
+	b := newBench(t)
+	in := b.Start("one", pausing)
+	b.AcquireAll(in)
+	b.Publish(at(0, 0))
+	b.Settled(20*time.Second, 0)
+	in.End()
+	var entries [][]string
+	for i := range foreign {
+		entries = append(entries, at(i%200, int64(1+i/200)))
+	}
+	b.Publish(entries...)
+	require.NoError(t, b.Client.XReadGroup(t.Context(), &redis.XReadGroupArgs{
+		Group: b.Group, Consumer: "old-service", Streams: []string{b.Stream, ">"}, Count: foreign,
+	}).Err())
+	b.AcquireAll(b.Start("two", pausing))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, 1+foreign, b.Count("select count(*) from positions"))
 }

@@ -25,8 +25,8 @@ type Source interface {
 	ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error)
 	// Undecided returns those of some entries that are still to be decided from their queues.
 	Undecided(ctx context.Context, ids []telemetry.EntryID) ([]telemetry.EntryID, error)
-	// Work returns the progress of every shard.
-	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
+	// Work returns the progress of every shard, and how many entries are pending for foreign consumers.
+	Work(ctx context.Context) (work map[int]protocol.ShardWork, foreign int, err error)
 }
 
 // Acker acknowledges entries whose effect is committed.

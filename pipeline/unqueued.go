@@ -166,6 +166,7 @@ func (d *dispatcher) dispatch(ctx context.Context, lease uint64, token string, p
 	d.bypass(lease, a, p, result.Gone)
 	if !d.again.until.IsZero() {
 		rare.Reached(rare.DispatchedAgain)
+		d.foreign = max(0, d.foreign-len(a.Entries)) // they may have been among these: told with the next poll
 		d.again.untold = d.again.untold || len(a.Entries) > 0
 	}
 	if p.ahead.Rewind {

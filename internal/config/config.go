@@ -124,7 +124,7 @@ type Geofences struct {
 // Coordination is how the members of the fleet share the shards.
 type Coordination struct {
 	Shards           int           `env:"SHARDS" default:"64" min:"1" max:"4096" help:"slices of the device space; pinned for the fleet, changed by processor shards resize"`
-	DispatchAhead    int           `env:"DISPATCH_AHEAD" default:"200000" min:"1000" max:"100000000" help:"maximum unfinished dispatched entries before dispatch pauses; those of stalled shards are not counted"`
+	DispatchAhead    int           `env:"DISPATCH_AHEAD" default:"200000" min:"1000" max:"100000000" help:"maximum unfinished dispatched entries before dispatch pauses; those of stalled shards and foreign consumers are not counted"`
 	DispatchBlock    time.Duration `env:"DISPATCH_BLOCK" default:"500ms" min:"10ms" max:"500ms" help:"maximum wait for new entries in one read"`
 	DispatchLeaseTTL time.Duration `env:"DISPATCH_LEASE_TTL" default:"2s" min:"500ms" max:"1m" help:"lifetime of the dispatch lease"`
 	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"interval of re-reads of every queue from its start"`

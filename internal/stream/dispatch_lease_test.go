@@ -138,7 +138,14 @@ func TestEntriesThatAForeignConsumerReadAreStillDispatched(t *testing.T) {
 	turn, err := b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
 	require.NoError(t, err)
 	require.True(t, turn.Moved)
+	pendingElsewhere := func() int {
+		_, foreign, err := b.Work(t.Context())
+		require.NoError(t, err)
+		return foreign
+	}
+	require.Equal(t, 2, pendingElsewhere())
 	b.dispatchAll("u")
+	require.Zero(t, pendingElsewhere())
 	require.Equal(t, ids, b.queue(1))
 	require.Equal(t, int64(0), b.consumers()["other"])
 	require.Empty(t, b.losses())

@@ -62,7 +62,7 @@ func TestTheAckedMarkNeverGoesBack(t *testing.T) {
 	require.NoError(t, err)
 	first, second := m.add("payload", "1").Entry.ID, m.add("payload", "2").Entry.ID
 	mark := func() telemetry.EntryID {
-		work, err := group.Work(t.Context())
+		work, _, err := group.Work(t.Context())
 		require.NoError(t, err)
 		return work[3].Acked
 	}

@@ -43,6 +43,10 @@ func (g *Group) Queues(ctx context.Context) (map[int]protocol.QueueState, error)
 	if err != nil {
 		return nil, err
 	}
+	return g.queuesOf(ctx, consumers)
+}
+
+func (g *Group) queuesOf(ctx context.Context, consumers []protocol.Consumer) (map[int]protocol.QueueState, error) {
 	queues := make(map[int]protocol.QueueState)
 	asked := make(map[int]*redis.XPendingExtCmd)
 	pipe := g.client.Pipeline()
@@ -63,11 +67,11 @@ func (g *Group) Queues(ctx context.Context) (map[int]protocol.QueueState, error)
 	}
 	for shard, cmd := range asked {
 		if found := cmd.Val(); len(found) > 0 {
-			q := queues[shard]
-			if q.Oldest, err = telemetry.ParseEntryID(found[0].ID); err != nil {
+			oldest, err := telemetry.ParseEntryID(found[0].ID)
+			if err != nil {
 				return nil, failure("look at the queues", err)
 			}
-			queues[shard] = q
+			queues[shard] = protocol.QueueState{Pending: queues[shard].Pending, Oldest: oldest}
 		}
 	}
 	return queues, nil
