@@ -323,11 +323,13 @@ func (d *dispatcher) pause(ctx context.Context) {
 	}
 }
 
-// count returns the number of entries to read.
+// count returns the number of entries to read: as many as our workers have room for, but no
+// fewer than are worth a read. With less room than that it is for the peers' sake.
 func (d *dispatcher) count() int {
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
-	return max(1, min(d.cfg.ReadBatchRecords, d.table.free()))
+	least := min(d.cfg.ReadBatchRecords, d.table.maxRecords) / 4
+	return max(1, least, min(d.cfg.ReadBatchRecords, d.table.free()))
 }
 
 // bypass delivers dispatched entries to our workers, where their queues may be bypassed.
@@ -351,7 +353,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPla
 		case unqueued:
 			t.orphan(shard, idsOf(entries))
 		case !s.owned || s.stopping:
-		case may && len(gone) == 0 && t.fits(s, len(entries)):
+		case may && len(gone) == 0 && (p.room || t.free() >= len(entries)) && t.fits(s, len(entries)):
 			for i := range entries {
 				s.queue.Bypassed(entries[i].ID)
 			}

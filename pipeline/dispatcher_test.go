@@ -268,3 +268,46 @@ func TestP7WhatAForeignConsumerReadDoesNotHoldUpDispatching(t *testing.T) {
 	b.Settled(20*time.Second, 0)
 	require.Equal(t, 1+foreign, b.Count("select count(*) from positions"))
 }
+
+// unavailable is a sink that this instance alone cannot reach.
+type unavailable struct{ pipeline.Sink }
+
+func (unavailable) Write(context.Context, *protocol.Batch) (protocol.CommitResult, error) {
+	return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("cut off")}
+}
+
+// P7: a dispatcher that is full dispatches for others in reads of a useful size.
+func TestP7AFullDispatcherThatIsCutOffFromPostgresDispatchesForTheOthers(t *testing.T) {
+	t.Parallel()
+	const read, entries = 400, 10_000
+	b := newBench(t)
+	var begun, found atomic.Int64
+	cutOff := b.Start("cut-off", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.Workers, c.MaxInFlightRecords, c.ReadBatchRecords = 2, read, read
+		d.Source, d.Sink, d.Peers = countingSource{d.Source, &begun, &found}, unavailable{d.Sink}, func() int { return 1 }
+	})
+	t.Cleanup(cutOff.Cut) // its commits never end
+	b.AcquireAll(cutOff)
+	testenv.Wait(t, 10*time.Second, func() error { // it holds the dispatch lease, and is to keep it
+		if begun.Load() == 0 {
+			return errors.New("nothing is read yet")
+		}
+		return nil
+	})
+	b.AcquireAll(b.Start("other", func(c *pipeline.Config, _ *pipeline.Deps) {
+		c.QueueRescan = time.Second // no notification tells it of entries before its cursors
+	}))
+	var list [][]string
+	for i := range entries {
+		list = append(list, at(i%200, int64(i/200)))
+	}
+	b.Publish(list...)
+	testenv.Wait(t, 30*time.Second, func() error {
+		if n := b.Count("select count(*) from positions"); n != entries {
+			return fmt.Errorf("%d of %d are stored after %d reads", n, entries, found.Load())
+		}
+		return nil
+	})
+	t.Logf("%d reads of %d entries", found.Load(), entries)
+	require.Less(t, found.Load(), int64(10*entries/read))
+}

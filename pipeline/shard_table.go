@@ -477,7 +477,7 @@ func (t *table) fits(s *slot, n int) bool {
 const queuedAfterDeadLetter = 10 * time.Second
 
 // mayStayUnqueued reports whether n more entries of a shard may be unqueued: as long as its worker is not full.
-// The read is limited to what all workers together have room for, and may fill one of them
+// A read of no more than all workers together have room for may fill one of them
 // beyond its part by its own size.
 func (t *table) mayStayUnqueued(s *slot, n int) bool {
 	if time.Since(s.deadLettered) < queuedAfterDeadLetter {

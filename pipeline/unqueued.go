@@ -35,6 +35,7 @@ const tellEvery = time.Second
 type dispatchPlan struct {
 	ahead    protocol.Ahead
 	known    map[int]bool   // shards whose queues may be bypassed
+	room     bool           // our workers have room for all of the read; else each takes no more than it has
 	unqueued map[int]uint64 // shards whose entries are unqueued, and their grants
 	enqueued map[int]uint64 // shards whose unqueued entries are put on their queues, and their grants
 }
@@ -54,7 +55,7 @@ func (d *dispatcher) plan(lease uint64, a *protocol.NewEntries, all bool) *dispa
 	if t.heldLease() != lease {
 		return nil
 	}
-	p := &dispatchPlan{known: make(map[int]bool, len(a.Shards))}
+	p := &dispatchPlan{known: make(map[int]bool, len(a.Shards)), room: t.records == 0 || t.free() >= len(a.Entries)}
 	unqueued, first, kept := t.unqueued()
 	p.ahead.From, p.ahead.Settled, p.ahead.Number = d.pages.End(), d.pages.Settles(first, kept), d.pages.Dispatches()
 	p.ahead.UnqueuedCount = unqueued
@@ -73,7 +74,8 @@ func (d *dispatcher) plan(lease uint64, a *protocol.NewEntries, all bool) *dispa
 		p.known[shard] = true
 		n := len(entries)
 		// While nothing is settled a group that a client removes and creates at 0 would not be told from this one.
-		if (a.Full && !d.pages.Settled().IsZero() || s.queue.Unqueued() > 0) && !s.stopping && s.quarantine.Limit == 0 && len(t.orphans[shard]) == 0 && t.mayStayUnqueued(s, n) {
+		if (a.Full && !d.pages.Settled().IsZero() || s.queue.Unqueued() > 0) && !s.stopping && s.quarantine.Limit == 0 && len(t.orphans[shard]) == 0 &&
+			t.mayStayUnqueued(s, n) && (p.room || t.free() >= n && t.fits(s, n)) {
 			if p.unqueued == nil {
 				p.unqueued = make(map[int]uint64, len(a.Shards))
 			}
