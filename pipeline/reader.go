@@ -33,6 +33,7 @@ type reader struct {
 	metrics *metrics
 	log     *slog.Logger
 
+	next    int // the shard that the next pass begins with: none is preferred
 	wait    *backoff.ExponentialBackOff
 	quiet   lograte.Limit
 	failing bool
@@ -113,7 +114,9 @@ func (r *reader) choose() []pendingRead {
 	defer t.mu.Unlock()
 	var batch []pendingRead
 	lease := t.heldLease()
-	for shard := range t.slots {
+	begin := r.next
+	for i := range t.slots {
+		shard := (begin + i) % len(t.slots)
 		s := &t.slots[shard]
 		if !s.owned || s.stopping || !s.due {
 			continue
@@ -130,6 +133,7 @@ func (r *reader) choose() []pendingRead {
 		}
 		batch = append(batch, pendingRead{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
 		if len(batch) == readsAtOnce {
+			r.next = shard + 1
 			break
 		}
 	}
