@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,6 +107,50 @@ func TestARowThatTakesTooLongByItselfHoldsUpNothingElse(t *testing.T) {
 			b.Exec("delete from slow")
 			b.nothingDeferred(20 * time.Second)
 			require.Equal(t, len(tt.before)+len(tt.with)+len(tt.slow), b.Count("select count(*) from positions"))
+			require.Empty(t, b.letters())
+		})
+	}
+}
+
+// P6, P7: so does a row that takes too long though no statement of it does.
+func TestARowWhoseTransactionTakesTooLongHoldsUpNothingElse(t *testing.T) {
+	t.Parallel()
+	unseen := fleet.EntryFields(&fleet.Message{DeviceID: fleet.DeviceID(60), Codec: "8", Time: time.Unix(1_700_000_002, 0).UTC(), Latitude: 1, Longitude: 1})
+	const atEnd = "create constraint trigger slow after insert on positions deferrable initially deferred for each row execute function slow();"
+	const before = "create trigger slow_before before insert on positions for each row execute function slow();"
+	for name, slow := range map[string]struct {
+		triggers string
+		seconds  string // of the second that a statement may take
+	}{
+		"it replaces another":                       {before, "0.8"},
+		"it is checked at the end":                  {atEnd, "60"},
+		"it is seen before, and checked at the end": {before + atEnd, "0.8"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			sql := slowRows("new.attributes->>'239' = '7'")
+			sql = sql[:strings.LastIndex(sql, "create trigger")] + slow.triggers
+			b.Exec(strings.Replace(sql, "pg_sleep(60)", "pg_sleep("+slow.seconds+")", 1))
+			pool, err := store.Open(t.Context(), store.Config{
+				URL: b.PostgresURL, Member: "one", MaxConns: 12, ConnectTimeout: 5 * time.Second, StatementTimeout: time.Second, LockTimeout: 5 * time.Second,
+			})
+			require.NoError(t, err)
+			t.Cleanup(pool.Close)
+			in := b.Start("one", oneWorker, func(_ *pipeline.Config, d *pipeline.Deps) {
+				d.Sink = store.NewWriter(pool, b.Scope(), "one", 1200*time.Millisecond)
+			})
+			b.AcquireAll(in)
+			b.Publish(unseen)
+			b.Settled(10*time.Second, 0)
+			b.Publish(at(1, 1), seven(60, 2), at(60, 3), at(2, 1))
+			b.Settled(30*time.Second, 0)
+			require.Equal(t, 4, b.Count("select count(*) from positions"))
+			require.Equal(t, 1, b.Count("select count(*) from processor.deferred"))
+			require.Empty(t, in.Lost())
+			b.Exec("delete from slow")
+			b.nothingDeferred(20 * time.Second)
+			require.Equal(t, 4, b.Count("select count(*) from positions where satellites > 0"))
 			require.Empty(t, b.letters())
 		})
 	}

@@ -231,17 +231,20 @@ func (d *DeadLetters) try(ctx context.Context, tx pgx.Tx, c cuts, records []tele
 		return false, err
 	}
 	lost, err := settle(ctx, tx, d.scope, records, stored, 1, rules, new(protocol.CommitResult))
-	if err != nil || rules.Fences.Len() == 0 {
-		return stored[0], err
-	}
-	list := windows(records, stored, lost, nil, rules)
-	found, err := tracks(c, list, rules, inTx(ctx, tx), inTx(ctx, tx), nil, heldLimit)
 	if err != nil {
 		return false, err
 	}
 	then := &pgx.Batch{}
-	if _, err := recompute(ctx, tx, list, found, rules, then); err != nil {
-		return false, err
+	if rules.Fences.Len() > 0 {
+		list := windows(records, stored, lost, nil, rules)
+		found, err := tracks(c, list, rules, inTx(ctx, tx), inTx(ctx, tx), nil, heldLimit)
+		if err != nil {
+			return false, err
+		}
+		if _, err := recompute(ctx, tx, list, found, rules, then); err != nil {
+			return false, err
+		}
 	}
+	then.Queue(dueNow)
 	return stored[0], tx.SendBatch(ctx, then).Close()
 }

@@ -32,7 +32,7 @@ func (w *Writer) Probe(ctx context.Context, records []telemetry.Record, enough i
 		batch.Queue("begin")
 		batch.Queue("select set_config('statement_timeout', least($1, nullif(setting::bigint, 0))::text, true) from pg_settings where name = 'statement_timeout'", share)
 		queueLate(batch, records[i:i+1], stored)
-		batch.Queue("set constraints all immediate")
+		batch.Queue(dueNow)
 		err := failure("probe the sink", conn.Conn().SendBatch(ctx, batch).Close())
 		w.rollBack(ctx, conn.Conn())
 		if err == nil {

@@ -60,15 +60,38 @@ func RowTriggers(ctx context.Context, db asker, event int16) ([]RowTrigger, erro
 // triggersEvery is how often a writer looks for them: they may be created while it writes.
 const triggersEvery = 5 * time.Second
 
-// insertTriggers are the names of those that can keep a row out, "" if there is none and
-// no row has to be counted.
-func (w *Writer) insertTriggers(ctx context.Context, conn *pgx.Conn) (string, error) {
-	return w.triggers.get(ctx, triggersEvery, func() (string, error) {
+// triggers of positions, as a writer sees them.
+type triggers struct {
+	before   string // names of those that can keep a row out, "" if there is none and no row has to be counted
+	deferred bool   // there are some that run at the end of a transaction, or constraints that are checked then
+}
+
+const deferredTriggersSQL = `
+with recursive found as (
+  select tgrelid as above
+  from pg_trigger
+  where tginitdeferred
+    and tgenabled in ('O', 'A')
+    and tgtype & 4 > 0 /* insert */
+  union
+  select i.inhparent
+  from found f
+  join pg_inherits i on i.inhrelid = f.above
+)
+select exists (select from found where above = to_regclass('public.positions'))`
+
+func (w *Writer) insertTriggers(ctx context.Context, conn *pgx.Conn) (triggers, error) {
+	return w.triggers.get(ctx, triggersEvery, func() (t triggers, err error) {
 		list, err := RowTriggers(ctx, conn, BeforeInsert)
+		if err != nil {
+			return t, err
+		}
 		names := make([]string, len(list))
 		for i := range list {
 			names[i] = list[i].Name
 		}
-		return strings.Join(names, ", "), err
+		t.before = strings.Join(names, ", ")
+		err = conn.QueryRow(ctx, deferredTriggersSQL).Scan(&t.deferred)
+		return t, err
 	})
 }

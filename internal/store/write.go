@@ -29,7 +29,7 @@ type Writer struct {
 	heaps      *heaps
 	generation *ServerGeneration // of the pool; nil where nobody minds
 	streams    sync.Pool         // of *copyStream
-	triggers   *known[string]    // that see each row
+	triggers   *known[triggers]
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
@@ -37,7 +37,7 @@ type Writer struct {
 // reports first.
 func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
 	return &Writer{
-		pool: pool, scope: scope, member: member, timeout: timeout, heaps: newHeaps(pool), triggers: newKnown[string](),
+		pool: pool, scope: scope, member: member, timeout: timeout, heaps: newHeaps(pool), triggers: newKnown[triggers](),
 		streams: sync.Pool{New: func() any { return new(copyStream) }},
 	}
 }
@@ -56,7 +56,7 @@ func (w *Writer) Generation() uint64 {
 
 // Write commits one batch in one transaction that ends with the epoch check.
 // After an error of kind Unknown it may have been committed; after any other,
-// nothing was. One that is Blocked names the shards whose rows another session has
+// nothing was, as where it took too long and the commit was not sent yet. One that is Blocked names the shards whose rows another session has
 // locked, none if that is not what it waited for.
 func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
@@ -82,12 +82,18 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 		rare.Reached(rare.GenerationChanged)
 		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errServerGenerationChanged}
 	}
-	out, err := w.write(ctx, conn.Conn(), c, b)
+	sent := false
+	out, err := w.write(ctx, conn.Conn(), c, b, &sent)
 	if err != nil {
 		w.rollBack(ctx, conn.Conn())
 		err = failure("commit a batch", err)
-		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Blocked {
-			f.Shards = w.lockedShards(ctx, conn.Conn(), b.Leases)
+		if f, ok := errors.AsType[*protocol.Failure](err); ok {
+			if !sent && f.Kind == protocol.Unknown && f.TooMuch {
+				f.Kind, f.Message = protocol.Unavailable, "the transaction took too long"
+			}
+			if f.Blocked {
+				f.Shards = w.lockedShards(ctx, conn.Conn(), b.Leases)
+			}
 		}
 		return protocol.CommitResult{}, err
 	}
@@ -126,18 +132,20 @@ for share skip locked`, w.scope.Stream, w.scope.Group, shards)
 	return locked
 }
 
-func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
+// write tells when it sends the commit: until then nothing can be committed.
+func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch, sent *bool) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
 	triggers, err := w.insertTriggers(ctx, conn)
 	if err != nil {
 		return out, err
 	}
-	if triggers == "" && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Undecided) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
+	if triggers.before == "" && !triggers.deferred && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Undecided) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
+		*sent = true
 		_, err := w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
 		return out, err
 	}
-	out.Triggers = triggers
+	out.Triggers = triggers.before
 	rest := &pgx.Batch{}
 	if len(b.Fresh) > 0 || len(b.Letters) > 0 { // even of nothing: where positions takes no statement, no row is at fault
 		stored, err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY")
@@ -202,6 +210,12 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			}
 		}
 	}
+	if triggers.deferred && len(b.Fresh)+len(b.Late)+len(b.Rivals) > 0 {
+		// The server bounds no time at a commit, and one that was sent may have happened.
+		if _, err := conn.Exec(ctx, dueNow); err != nil {
+			return out, failureOfRows("check what is deferred on positions", err)
+		}
+	}
 	if len(b.Devices) > 0 {
 		rest.Queue(registerSQL, w.scope.Stream, b.Devices, w.scope.Group, protocol.DeviceInTwoStreams)
 	}
@@ -217,8 +231,12 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 	rest.Queue("select processor.check_fences($1)", b.Rules.Fences.Version)
 	w.queueFence(rest, b.Leases)
 	rest.Queue("commit").Exec(committed)
+	*sent = true
 	return out, conn.SendBatch(ctx, rest).Close()
 }
+
+// dueNow does what is due at the end of a transaction.
+const dueNow = "set constraints all immediate"
 
 // copy begins a transaction and copies records into positions. What is to
 // follow in the same round trip is given as SQL; want is the tag of its last command,
