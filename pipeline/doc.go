@@ -64,7 +64,7 @@
 //     and no attempt is counted.
 //   - P9: memory <= MaxInFlightRecords, MaxInFlightBytes, plus one reply of the
 //     server. Dispatch pauses while dispatched and unfinished >= DispatchAhead,
-//     not counting stalled shards.
+//     not counting stalled shards and foreign consumers.
 //
 // Coordination decides who owns a shard; it grants and withdraws shards. The
 // package knows neither Redis nor Postgres, only Source, Acker, Sink and History.
