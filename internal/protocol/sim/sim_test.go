@@ -157,6 +157,9 @@ func TestEveryPlantedFaultIsCaught(t *testing.T) {
 				if r.Violation == "" {
 					continue
 				}
+				sound := r.Config // with the same faults
+				sound.Mutant = sim.Sound
+				require.Empty(t, sim.Run(sound).Violation, "broken without the fault too, SIM_FROM=%d, theme %v", first+n, theme)
 				t.Logf("after %d runs, SIM_FROM=%d: %s", n+1, first+n, r.Violation)
 				if os.Getenv("SIM_SHOW") != "" {
 					show(t, sim.Shrink(r.Config))
@@ -218,7 +221,9 @@ func TestACampaignNamesTheRareBranchesItDoesNotReach(t *testing.T) {
 			for _, theme := range themes() {
 				c := sim.Themed(first+n, sim.Sound, theme...)
 				c.Faults = slices.DeleteFunc(c.Faults, func(f sim.Fault) bool { return slices.Contains(without, f.Kind) })
-				reached.Add(sim.Run(c).Reached)
+				r := sim.Run(c)
+				require.Empty(t, r.Violation, "SIM_FROM=%d, theme %v, without %v", first+n, theme, without)
+				reached.Add(r.Reached)
 			}
 			if len(reached.Missing(everyBranch())) == 0 {
 				break
