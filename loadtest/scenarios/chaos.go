@@ -170,7 +170,8 @@ func (r *run) processActs() []act {
 			if err := in.Signal(syscall.SIGTERM); err != nil {
 				return err
 			}
-			// With a server away the drain may take its whole budget, and says so.
+			// With a server away the drain may take its whole budget, and says so: what else it
+			// ends with, unexpectedExits reports.
 			if _, err := in.Wait(ctx); err != nil {
 				return err
 			}

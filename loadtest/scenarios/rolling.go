@@ -20,7 +20,7 @@ func rolling() Scenario {
 		Plan: Plan{Instances: 3, Devices: 100_000, Rate: 5000, Rounds: 6, Duration: time.Second, Profile: ProfileSteady},
 		run: func(ctx context.Context, r *run) error {
 			return r.besideSteady(ctx, func(n int) error {
-				in := r.line.Live()[n%r.plan.Instances]
+				in := r.line.Current()[n%r.plan.Instances]
 				if err := r.terminate(ctx, in); err != nil {
 					return err
 				}
@@ -46,7 +46,7 @@ func rescale() Scenario {
 				if n < r.plan.Rounds/2 {
 					return r.fill(ctx, r.plan.Instances+n)
 				}
-				if err := r.terminate(ctx, r.line.Live()[r.plan.Instances+r.plan.Rounds-1-n]); err != nil {
+				if err := r.terminate(ctx, r.line.Current()[r.plan.Instances+r.plan.Rounds/2*2-1-n]); err != nil {
 					return err
 				}
 				return r.awaitSettled(ctx)

@@ -329,12 +329,10 @@ func (r *run) fact(name, format string, args ...any) {
 	r.facts = append(r.facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
 }
 
-// unexpectedExits returns the instances that ended without being told to.
+// unexpectedExits checks that no instance ended without being told to.
 func (r *run) unexpectedExits() {
-	for _, in := range r.line.Current() {
-		if in.Gone() {
-			r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.Name, in.Err, in.Tail(3))
-		}
+	for _, in := range r.line.Unexpected() {
+		r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.Name, in.Err, in.Tail(3))
 	}
 }
 

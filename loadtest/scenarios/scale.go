@@ -31,7 +31,7 @@ func scale() Scenario {
 				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
-				if err := r.terminate(ctx, r.line.Live()[n]); err != nil {
+				if err := r.terminate(ctx, r.line.Current()[n]); err != nil {
 					return err
 				}
 				if err := r.awaitSettled(ctx); err != nil {

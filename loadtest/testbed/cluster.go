@@ -174,8 +174,17 @@ func (l *Cluster) Size() int {
 	return len(l.slots)
 }
 
-// Leave takes an instance out of its slot, so that its end is expected.
+// Unexpected returns the instances that ended by themselves, those that were replaced since
+// among them.
+func (l *Cluster) Unexpected() []*Instance {
+	return slices.DeleteFunc(l.All(), func(in *Instance) bool { return !in.unexpected() })
+}
+
+// Leave takes an instance out of its slot, so that its end is expected from now on.
 func (l *Cluster) Leave(in *Instance) {
+	in.mu.Lock()
+	in.left = in.left || !in.Gone()
+	in.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.slots[in.Slot].present == in {

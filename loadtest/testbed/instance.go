@@ -36,7 +36,9 @@ type Instance struct {
 
 	mu     sync.Mutex
 	frozen bool
-	last   Figures // of the last scrape that succeeded
+	ended  syscall.Signal // the last one sent that ends it
+	left   bool           // its slot while it ran
+	last   Figures        // of the last scrape that succeeded
 }
 
 // SigStop pauses an instance, whatever it is.
@@ -188,9 +190,33 @@ func (in *Instance) Signal(s syscall.Signal) error {
 		in.frozen = true
 	case syscall.SIGCONT:
 		in.frozen = false
+	case syscall.SIGTERM, syscall.SIGKILL:
+		in.ended = s
 	default:
 	}
 	return nil
+}
+
+// unexpected reports whether it ended before it was told to, or otherwise than it was told.
+func (in *Instance) unexpected() bool {
+	if !in.Gone() {
+		return false
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.left {
+		return true
+	}
+	state := in.Cmd.ProcessState
+	status, _ := state.Sys().(syscall.WaitStatus)
+	switch code := state.ExitCode(); {
+	case in.ended == 0: // by its scenario, which looks at it
+		return false
+	case status.Signaled() && status.Signal() == in.ended, code == 128+int(in.ended): // by the signal; in a container
+		return false
+	default: // a drain that takes its whole budget ends with 1
+		return in.ended != syscall.SIGTERM || code != 0 && code != 1
+	}
 }
 
 // Wait waits for the process to end and returns its exit code, -1 for a signal.
