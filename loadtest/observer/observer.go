@@ -33,7 +33,6 @@ const observeSQL = `
 create schema if not exists loadtest;
 
 create table if not exists loadtest.commits (
-  xid xid not null,
   session text not null
 );
 
@@ -105,8 +104,8 @@ begin
   if refused <> '' then
     raise exception using errcode = refused, message = 'refused by a load test';
   end if;
-  insert into loadtest.commits (xid, session)
-  values (pg_current_xact_id()::xid, current_setting('application_name'));
+  insert into loadtest.commits (session)
+  values (current_setting('application_name'));
   return null;
 end
 $$;
@@ -274,7 +273,8 @@ where application_name = $1
 }
 
 // Commits yields the commit of every row of positions, ordered by device ID in
-// bytes and device time.
+// bytes and device time. A row and the note of its session have the same xmin: that of the
+// transaction, or of what follows a savepoint.
 func (o *Observer) Commits(ctx context.Context) iter.Seq2[oracle.Commit, error] {
 	return func(yield func(oracle.Commit, error) bool) {
 		err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -284,7 +284,7 @@ func (o *Observer) Commits(ctx context.Context) iter.Seq2[oracle.Commit, error] 
 			rows, err := tx.Query(ctx, `
 select p.device_id, p.ts, pg_xact_commit_timestamp(p.xmin), coalesce(c.session, '')
 from public.positions p
-left join (select distinct xid, session from loadtest.commits) c on c.xid = p.xmin
+left join (select distinct xmin as xid, session from loadtest.commits) c on c.xid = p.xmin
 order by p.device_id collate "C", p.ts`)
 			if err != nil {
 				return err
@@ -339,7 +339,7 @@ type CommitTime struct {
 // CommitTimes returns every commit of positions in order, whatever it stored.
 func (o *Observer) CommitTimes(ctx context.Context) ([]CommitTime, error) {
 	rows, err := o.pool.Query(ctx, `
-select session, pg_xact_commit_timestamp(xid) as at
+select session, pg_xact_commit_timestamp(xmin) as at
 from loadtest.commits
 order by at`)
 	if err != nil {

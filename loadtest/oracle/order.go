@@ -30,6 +30,8 @@ type Order struct {
 	Reordered int64
 	// Stale counts rows committed by a member that did not own the shard.
 	Stale int64
+	// Unjudged counts rows of which that is unknown.
+	Unjudged int64
 	// Members counts the rows of each member.
 	Members  map[string]int64
 	Examples []string
@@ -134,6 +136,7 @@ func (j *orderChecker) device() {
 // Two changes at the same microsecond are both taken to be in force.
 func (j *orderChecker) owner(c Commit) {
 	if len(j.spans) == 0 || c.Member == "" {
+		j.verdict.Unjudged++
 		return
 	}
 	shard := shardOf(c.Device, j.rules.Shards(c.AtUS))

@@ -76,6 +76,15 @@ func TestOrderFindsACommitOfAStaleOwner(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), "a commit at the moment of the release is one before it: %v", verdict.Examples)
 
+	require.Zero(t, verdict.Unjudged)
+	commits[0].Member = ""
+	verdict, err = o.Order(all(commits), oracle.OrderRules{Spans: ownershipSpans, Shards: oracle.Always(1)})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, verdict.Unjudged, "who committed it is unknown")
+	verdict, err = o.Order(all(commits), oracle.OrderRules{})
+	require.NoError(t, err)
+	require.EqualValues(t, len(commits), verdict.Unjudged, "no owner is known")
+
 	for name, at := range map[string]int64{"before it took the shard": 99, "after its release": 104} {
 		commits[1].AtUS = at
 		verdict, err = o.Order(all(commits), oracle.OrderRules{Spans: ownershipSpans, Shards: oracle.Always(1)})

@@ -131,7 +131,10 @@ func TestForceAndLatencyAreWhatTheDatabaseKept(t *testing.T) {
 		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
-	pool, err := pgxpool.New(t.Context(), url)
+	cfg, err := pgxpool.ParseConfig(url)
+	require.NoError(t, err)
+	cfg.ConnConfig.RuntimeParams["application_name"] = store.ApplicationName("a.1")
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	exec := func(sql string, args ...any) {

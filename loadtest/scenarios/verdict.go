@@ -244,6 +244,7 @@ func (r *run) order(ctx context.Context, s *oneStream, o *oracle.Oracle, res *Re
 	}
 	*res.Reordered += verdict.Reordered
 	*res.Stale += verdict.Stale
+	r.check(verdict.Unjudged == 0, "stale: of %d rows%s it is unknown which member committed them, or who owned their shard, want 0", verdict.Unjudged, s.of())
 	res.Order = append(res.Order, verdict.Examples...)
 	for member, n := range verdict.Members {
 		if slot := r.line.SlotOf(member); slot >= 0 {
