@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,8 @@ const (
 	// cli.ExitUsage: the command line cannot be understood
 )
 
-// errMissed ends a command whose verdict has been printed already.
+// errMissed ends a command whose verdict has been printed already. Joined with other errors it
+// leaves them to be printed.
 var errMissed = errors.New("")
 
 func main() {
@@ -45,8 +47,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitClean
 	}
-	if !errors.Is(err, errMissed) {
-		_, _ = fmt.Fprintln(stderr, "loadtest:", err)
+	return exitCode(err, stderr)
+}
+
+// exitCode says what ended a command, but for what has been printed, and returns its exit code.
+func exitCode(err error, stderr io.Writer) int {
+	if text := strings.Trim(err.Error(), "\n"); text != "" { // errMissed is a blank line among others
+		_, _ = fmt.Fprintln(stderr, "loadtest:", text)
 	}
 	var coded interface{ ExitCode() int }
 	if errors.As(err, &coded) {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
@@ -94,6 +97,44 @@ func TestARunInAWorldThatIsMissingSaysSo(t *testing.T) {
 	code, out, _ = call("run", "split", "--world", "hypertable")
 	require.Equal(t, exitFinding, code)
 	require.Empty(t, out)
+}
+
+// What could not be cleaned up is said beside the verdict, not in place of it.
+func TestAVerdictIsPrintedThoughNotAllCouldBeCleanedUp(t *testing.T) {
+	var out, errs bytes.Buffer
+	uncleaned := errors.New("remove the keys from Redis: refused")
+	for _, missed := range [][]string{nil, {"lost: 17 entries, want 0"}} {
+		out.Reset()
+		errs.Reset()
+		f := runFlags{json: true}
+		verdict := f.publish(&out, &errs, scenarios.Scenario{}, &scenarios.Result{Scenario: "soak", Missed: missed}, nil)
+		require.Equal(t, exitFinding, exitCode(errors.Join(verdict, fmt.Errorf("soak, seed 1: %w", uncleaned)), &errs))
+		require.Contains(t, out.String(), `{"scenario":"soak",`)
+		require.Regexp(t, "(?m)^loadtest: soak, seed 1: remove the keys from Redis: refused\n$", errs.String())
+		for _, m := range missed {
+			require.Contains(t, errs.String(), "MISSED: "+m+"\n")
+		}
+	}
+	errs.Reset()
+	require.Equal(t, exitFinding, exitCode(errMissed, &errs))
+	require.Empty(t, errs.String(), "it has been printed")
+}
+
+// The same seed in another world, or with another plan, is another run.
+func TestAMissedVerdictSaysWhatRepeatsTheRun(t *testing.T) {
+	cmd := newRootCommand()
+	run, _, err := cmd.Find([]string{"run"})
+	require.NoError(t, err)
+	require.NoError(t, run.ParseFlags(strings.Fields("--json --keep x --slack 4 --world turn --rate 100 --env A=1 --env B=2;3 --postgres-url postgres://u:s3cr3t@h/d --seed 9")))
+	line := repeat(run.Flags(), &scenarios.Result{Scenario: "chaos", Seed: 7, World: devenv.Partitioned})
+	require.Equal(t, "loadtest run chaos --seed 7 --env=A=1 --env='B=2;3' --postgres-url=URL --rate=100 --slack=4 --world=partitioned", line)
+
+	var out, errs bytes.Buffer
+	f := runFlags{json: true}
+	require.ErrorIs(t, f.publish(&out, &errs, scenarios.Scenario{}, &scenarios.Result{Missed: []string{"x"}, World: devenv.Partitioned, Repeat: line}, nil), errMissed)
+	require.Contains(t, errs.String(), "to repeat: "+line+"\n")
+	require.Contains(t, out.String(), `"world":"partitioned"`)
+	require.Contains(t, out.String(), `"repeat":"loadtest run chaos --seed 7 `)
 }
 
 func TestListForPrograms(t *testing.T) {

@@ -35,7 +35,7 @@ func printResult(out, notes io.Writer, r *scenarios.Result, f runFlags) error {
 		}
 	}
 	if !r.Good() {
-		_, _ = fmt.Fprintf(notes, "to repeat: loadtest run %s --seed %d\n", r.Scenario, r.Seed)
+		_, _ = fmt.Fprintln(notes, "to repeat:", r.Repeat)
 		return errMissed
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/devenv"
@@ -163,20 +164,57 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 	f.cfg.Show = view.show
 	_, _ = fmt.Fprintf(notes, "%s, seed %d, world %s: %s\n", s.Name, f.cfg.Seed, f.cfg.World, s.About)
 	result, err := scenarios.Run(ctx, s, f.cfg)
+	if result == nil && ctx.Err() != nil {
+		return errors.New("interrupted, there is no verdict")
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return errors.New("interrupted, there is no verdict")
-		}
-		return fmt.Errorf("%s, seed %d: %w", s.Name, f.cfg.Seed, err)
+		err = fmt.Errorf("%s, seed %d: %w", s.Name, f.cfg.Seed, err)
 	}
-	verdict := printResult(cmd.OutOrStdout(), notes, result, f)
-	if written != nil {
-		if err := report.Write(written, s, result); err != nil {
-			return err
-		}
-		_, _ = fmt.Fprintf(notes, "report: %s\n", f.report)
+	if result == nil {
+		return err
 	}
+	result.Repeat = repeat(cmd.Flags(), result)
+	return errors.Join(f.publish(cmd.OutOrStdout(), notes, s, result, written), err)
+}
+
+// publish prints the verdict and writes the report, if there is to be one.
+func (f runFlags) publish(out, notes io.Writer, s scenarios.Scenario, result *scenarios.Result, written io.Writer) error {
+	verdict := printResult(out, notes, result, f)
+	if f.report == "" {
+		return verdict
+	}
+	if err := report.Write(written, s, result); err != nil {
+		return errors.Join(verdict, err)
+	}
+	_, _ = fmt.Fprintf(notes, "report: %s\n", f.report)
 	return verdict
+}
+
+// repeat returns the command that runs the same again: with the seed and the world that were
+// drawn, and without what only says where to write.
+func repeat(flags *pflag.FlagSet, r *scenarios.Result) string {
+	line := fmt.Sprintf("loadtest run %s --seed %d", r.Scenario, r.Seed)
+	flags.Visit(func(f *pflag.Flag) {
+		values := []string{f.Value.String()}
+		switch f.Name {
+		case "seed", "json", "report", "keep", "verbose":
+			return
+		case "world":
+			values = []string{string(r.World)}
+		case "redis-url", "postgres-url": // which may hold a password
+			values = []string{"URL"}
+		case "env":
+			values = f.Value.(pflag.SliceValue).GetSlice()
+		default:
+		}
+		for _, v := range values {
+			if strings.ContainsAny(v, " \t\n'\"$\\*;&|<>()`") {
+				v = "'" + strings.ReplaceAll(v, "'", `'\''`) + "'"
+			}
+			line += " --" + f.Name + "=" + v
+		}
+	})
+	return line
 }
 
 // logFolder makes a folder for logs. What it returns removes it at the end,

@@ -3,6 +3,7 @@ package scenarios
 import (
 	"time"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
@@ -33,20 +34,22 @@ type Result struct {
 	ServedAgainMS *float64 `json:"served_again_ms,omitempty"`
 	// Of the scenario with a hot device: latencies of the others before and with it, what
 	// the busiest instance stores relative to the mean, and shards acquired in a minute.
-	QuietP99MS   *float64 `json:"quiet_p99_ms,omitempty"`
-	HotP99MS     *float64 `json:"hot_p99_ms,omitempty"`
-	Busiest      *float64 `json:"busiest,omitempty"`
-	Moves        *int     `json:"moves_a_minute,omitempty"`
-	Seed         uint64   `json:"seed"`
-	Stale        *int64   `json:"stale"` // rows committed by a member that did not own the shard
-	Early        *int64   `json:"early"` // records found acknowledged and not stored; null where none was looked for
-	Duplicates   int64    `json:"duplicates"`
-	DeadLettered int64    `json:"dead_lettered"`
-	Crossings    int64    `json:"crossings"` // that are as they must be
-	Revised      int64    `json:"revised"`   // changes and withdrawals of crossings
-	Backlog      int64    `json:"backlog"`
-	Seconds      float64  `json:"seconds"`
-	PeakAge      float64  `json:"peak_age_seconds"` // of the oldest unfinished entry
+	QuietP99MS   *float64     `json:"quiet_p99_ms,omitempty"`
+	HotP99MS     *float64     `json:"hot_p99_ms,omitempty"`
+	Busiest      *float64     `json:"busiest,omitempty"`
+	Moves        *int         `json:"moves_a_minute,omitempty"`
+	Seed         uint64       `json:"seed"`
+	World        devenv.World `json:"world"`  // of private servers
+	Repeat       string       `json:"repeat"` // the command that runs the same again
+	Stale        *int64       `json:"stale"`  // rows committed by a member that did not own the shard
+	Early        *int64       `json:"early"`  // records found acknowledged and not stored; null where none was looked for
+	Duplicates   int64        `json:"duplicates"`
+	DeadLettered int64        `json:"dead_lettered"`
+	Crossings    int64        `json:"crossings"` // that are as they must be
+	Revised      int64        `json:"revised"`   // changes and withdrawals of crossings
+	Backlog      int64        `json:"backlog"`
+	Seconds      float64      `json:"seconds"`
+	PeakAge      float64      `json:"peak_age_seconds"` // of the oldest unfinished entry
 	// TakeoverSeconds are the times from a fault until others owned all shards.
 	TakeoverSeconds []float64 `json:"takeover_seconds,omitempty"`
 	// Curves tell how far behind the fleet was, second by second, after each of them.

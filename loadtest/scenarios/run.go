@@ -68,7 +68,8 @@ type oneStream struct {
 	finished time.Time
 }
 
-// Run runs a scenario and judges it. An error means that there is no verdict.
+// Run runs a scenario and judges it. Without a result there is no verdict; an error beside one
+// is of what had to be cleaned up after it.
 func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 	cfg.Plan = cfg.Plan.over(s.Plan)
 	if err := cfg.Check(s); err != nil {

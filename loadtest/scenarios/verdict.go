@@ -32,7 +32,7 @@ const (
 func (r *run) verdict(ctx context.Context) (*Result, error) {
 	samples := r.watch.Taken()
 	res := &Result{
-		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed, Oracle: equal,
+		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed, World: r.cfg.World, Oracle: equal,
 		PeakAge: cli.Round(peak(samples, 0, time.Hour), 3), Samples: samples,
 	}
 	stored := make([]int64, r.line.Size())
