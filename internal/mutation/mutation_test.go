@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -55,17 +56,53 @@ func TestEveryMutationAppliesToTheCode(t *testing.T) {
 	}
 }
 
+// test runs the tests of a mutant, with its overlay or with none.
+func (m *mutant) test(t *testing.T, flags ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-v", "-run", m.run, "./"+m.pkg)
+	cmd.Dir = root(t)
+	// Of tests that build the processor, too.
+	cmd.Env = append(os.Environ(), "TEST_FULL=", "TEST_SLOW=1", "PROCESSOR_TEST_FOLDER="+t.TempDir(),
+		"GOFLAGS="+strings.Join(append([]string{os.Getenv("GOFLAGS")}, flags...), " "))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// ended reports whether one of the tests that the mutant names ended with PASS, FAIL or SKIP.
+func (m *mutant) ended(with, out string) bool {
+	tests, _, _ := strings.Cut(m.run, "/")
+	return regexp.MustCompile("(?m)^--- " + with + ": (" + tests + ")").MatchString(out)
+}
+
+func TestAMutationIsNoticedByItsOwnTests(t *testing.T) {
+	t.Parallel()
+	m := mutant{run: "TestA|TestB/(x|y)$"}
+	for out, want := range map[string]bool{
+		"=== RUN TestA\n--- FAIL: TestAll (0.00s)\n": true, "--- FAIL: TestB (0.00s)\n    --- FAIL: TestB/x (0.00s)\n": true,
+		"--- FAIL: TestC (0.00s)\n": false, "--- PASS: TestA (0.00s)\n": false, "    --- FAIL: TestA (0.00s)\n": false, "FAIL": false,
+	} {
+		require.Equal(t, want, m.ended("FAIL", out), out)
+	}
+}
+
 func TestEveryMutationIsNoticed(t *testing.T) {
 	testenv.Full(t)
+	type tests struct{ pkg, run string }
+	sound := make(map[tests]string) // what is wrong with them without any mutation
 	for _, m := range slices.Concat(mutants, faults, rules) {
 		t.Run(m.name, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", m.run, "./"+m.pkg)
-			cmd.Dir = root(t)
-			// Of tests that build the processor, too.
-			cmd.Env = append(os.Environ(), "TEST_FULL=", "TEST_SLOW=1", "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+m.overlay(t), "PROCESSOR_TEST_FOLDER="+t.TempDir())
-			out, err := cmd.CombinedOutput()
+			key := tests{m.pkg, m.run}
+			wrong, known := sound[key]
+			if !known {
+				if out, err := m.test(t); err != nil || !m.ended("PASS", out) || m.ended("SKIP", out) {
+					wrong = "they fail or are skipped without it too:\n" + out
+				}
+				sound[key] = wrong
+			}
+			require.Empty(t, wrong)
+			out, err := m.test(t, "-overlay="+m.overlay(t))
 			require.Error(t, err, "survives:\n%s", out)
-			require.Contains(t, string(out), "--- FAIL", "it has to compile and to fail")
+			require.True(t, m.ended("FAIL", out), "it has to compile, and its test to fail:\n%s", out)
 		})
 	}
 }
