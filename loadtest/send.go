@@ -56,7 +56,7 @@ func firstDevice(start time.Time) int {
 // Send sends a fleet to a stream that others read, and records what it sent. A
 // Redis that does not answer at the start is an error, and there is no send log
 // then; later outages are waited for until the duration and sendGrace are over.
-// A context that ends in the middle is no error.
+// A context that ends in the middle is no error, unless nothing was sent by then.
 func Send(ctx context.Context, cfg SendConfig) (_ fleet.Progress, err error) {
 	if err := cfg.Check(); err != nil {
 		return fleet.Progress{}, err
@@ -118,5 +118,9 @@ func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.
 				cli.Thousands(int64(n)), cfg.Plan.Duration, sendGrace), err)
 		}
 	}
-	return sender.Progress(), errors.Join(err, writer.Flush())
+	sent := sender.Progress()
+	if err == nil && sent.Sent == 0 {
+		err = errors.New("nothing was sent before this was ended, so that there is no send log")
+	}
+	return sent, errors.Join(err, writer.Flush())
 }

@@ -74,3 +74,18 @@ func TestSendEndsWithItsDurationThoughRedisDoesNotAnswer(t *testing.T) {
 		})
 	}
 }
+
+// Without an entry there is nothing to verify.
+func TestSendThatEndsBeforeItsFirstEntryIsAnError(t *testing.T) {
+	t.Parallel()
+	cfg := SendConfig{
+		Seed: 1, Log: slog.New(slog.DiscardHandler),
+		Plan: scenarios.Plan{Devices: 10, Rate: 100, Duration: time.Minute, Profile: scenarios.ProfileSteady},
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	stream := &outageAfter{}
+	sent, err := send(ctx, cfg, stream, stream, &bytes.Buffer{})
+	require.Zero(t, sent.Sent)
+	require.ErrorContains(t, err, "nothing was sent")
+}

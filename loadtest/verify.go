@@ -61,6 +61,9 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
+	if o.Entries() == 0 {
+		return nil, fmt.Errorf("%s holds no entry, so that there is nothing to verify; send again with another --log", cfg.SendLog)
+	}
 	g := &testbed.Servers{RedisURL: cfg.RedisURL, PostgresURL: cfg.PostgresURL, Stream: cfg.Stream, Group: cfg.Group, DLQ: cfg.DLQStream}
 	defer func() { err = errors.Join(err, g.Close(context.WithoutCancel(ctx))) }()
 	if err := g.Connect(ctx); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -64,6 +65,21 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 
 // A letter that was archived says as much as one that is left in Redis: when its record was
 // refused decides whether that was right.
+// Nothing is no good verdict.
+func TestASendLogWithoutEntriesIsNotVerified(t *testing.T) {
+	t.Parallel()
+	corner, path := testenv.Redis(t), filepath.Join(t.TempDir(), "sent.log")
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	writer, err := fleet.NewLogWriter(file)
+	require.NoError(t, err)
+	require.NoError(t, errors.Join(writer.Flush(), file.Close()))
+	_, err = loadtest.Verify(t.Context(), loadtest.VerifyConfig{
+		RedisURL: corner.URL, PostgresURL: migrated(t), Stream: corner.Stream, Group: corner.Group, SendLog: path, MaxCrossingGap: time.Minute,
+	})
+	require.ErrorContains(t, err, "holds no entry")
+}
+
 func TestAnArchivedLetterIsReadAsAWhole(t *testing.T) {
 	t.Parallel()
 	pool, err := pgxpool.New(t.Context(), migrated(t))
