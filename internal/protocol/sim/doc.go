@@ -66,7 +66,12 @@
 //
 // Not modelled: decoding and dead letters, memory bounds, the count by which
 // entries trimmed before dispatch are detected (the model counts them as
-// accounted for), and clocks that run at different speeds.
+// accounted for), and clocks that run at different speeds; changes of the number of
+// shards, and devices that move between streams (loadtest run chaos has the former).
+// Servers are up, slow, down or cut off: a Redis that is full and still takes reads and
+// PEXPIRE, a replica, and a Postgres that reads and refuses writes, in which leases live on
+// while dispatches, acknowledgements and acquisitions fail, are in internal/e2e
+// (outage_test.go) and loadtest run outage.
 //
 // Known limits, excepted from the checks: what is dispatched again without notice waits for
 // the rescan where it is finished, behind the cursor of its owner. That is after the group
