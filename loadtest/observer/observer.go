@@ -71,7 +71,9 @@ create table if not exists loadtest.refused_devices (
 create table if not exists loadtest.deferrals (
   stream text not null,
   group_name text not null,
-  entry_id text not null
+  entry_id text not null,
+  class text not null,
+  failed_at timestamptz not null
 );
 
 create or replace function loadtest.allowed(device text)
@@ -88,8 +90,8 @@ returns trigger
 language plpgsql
 as $$
 begin
-  insert into loadtest.deferrals (stream, group_name, entry_id)
-  values (new.stream, new.group_name, new.entry_id);
+  insert into loadtest.deferrals (stream, group_name, entry_id, class, failed_at)
+  values (new.stream, new.group_name, new.entry_id, new.class, new.first_failed_at);
   return null;
 end
 $$;
@@ -241,6 +243,30 @@ where stream = $1
 		return err
 	})
 	return found, wrapped("read what was deferred", err)
+}
+
+// Rejections returns the entries that were deferred because the database rejected them.
+func (o *Observer) Rejections(ctx context.Context) ([]oracle.Rejection, error) {
+	rows, err := o.pool.Query(ctx, `
+select entry_id, failed_at
+from loadtest.deferrals
+where stream = $1
+  and group_name = $2
+  and class = 'sink'`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, wrapped("read what was rejected", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r oracle.Rejection, err error) {
+		var text string
+		var at time.Time
+		if err := row.Scan(&text, &at); err != nil {
+			return r, err
+		}
+		id, err := telemetry.ParseEntryID(text)
+		r.ID, r.AtUS = oracle.ID(id), at.UnixMicro()
+		return r, err
+	})
+	return list, wrapped("read what was rejected", err)
 }
 
 // LockShard locks the row of a shard, as another program might, until unlock.

@@ -48,6 +48,9 @@ type Observed struct {
 	// Refused are the times in which the database refused records. Those that were deferred
 	// then are dead letters if that lasted. Nil means none.
 	Refused []Refusal
+	// Rejections are the entries that were deferred because the database rejected them, which
+	// used up an attempt. Nil means none.
+	Rejections []Rejection
 	// Letters are what the fields of dead letters depend on. Nil means that they
 	// are not judged.
 	Letters *LetterRules
@@ -75,6 +78,7 @@ const (
 	KindRevision   Kind = "revision"    // a crossing was changed or withdrawn without reason, or not counted
 	KindLedger     Kind = "ledger"      // the ledger of losses says other than what is gone
 	KindRequest    Kind = "request"     // a request is left over
+	KindAttempt    Kind = "attempt"     // an attempt was used up by what was not the record's fault
 )
 
 // Finding is one thing that is not as it must be.
@@ -137,6 +141,7 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 	if err := j.readDeadLetters(); err != nil {
 		return nil, err
 	}
+	j.rejections()
 	j.giveUp()
 	if err := j.positions(); err != nil {
 		return nil, err

@@ -29,9 +29,10 @@ type LetterRules struct {
 	MaxAttempts int // to decode or store an entry
 }
 
-// Refusal is a time in which the database refuses the records of a device.
+// Refusal is a time in which the database refuses the records of a device, or of all: then
+// some are deferred until it shows, and none is given up.
 type Refusal struct {
-	Device       string
+	Device       string // "" is all
 	FromUS, ToUS int64
 }
 
@@ -47,6 +48,32 @@ func (o *Observed) refuses(device string, atUS int64) bool {
 	return slices.ContainsFunc(o.Refused, func(r Refusal) bool {
 		return r.Device == device && atUS >= r.FromUS && atUS <= r.ToUS+refusedSlack.Microseconds()
 	})
+}
+
+// Rejection is a valid record that was deferred as one that the database rejects.
+type Rejection struct {
+	ID   ID
+	AtUS int64
+}
+
+// rejections finds records that were taken for the fault, though the database was away or
+// failed for all.
+func (j *judge) rejections() {
+	if len(j.seen.Rejections) == 0 {
+		return
+	}
+	at := make(map[ID][]int64)
+	for _, r := range j.seen.Rejections {
+		at[r.ID] = append(at[r.ID], r.AtUS)
+	}
+	for _, r := range j.o.records {
+		device := j.o.devices[r.device]
+		for _, us := range at[r.id] {
+			if !j.seen.refuses(device, us) && !j.seen.refuses("", us) {
+				j.report.find(Finding{Kind: KindAttempt, Device: device, Entry: r.id.String(), Text: "deferred as a record that the database rejects, which it did not"})
+			}
+		}
+	}
 }
 
 // giveUp makes refused entries of the records that were refused for so long, after they

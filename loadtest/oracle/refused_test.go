@@ -77,6 +77,37 @@ func TestARecordThatIsRefusedForLongIsADeadLetter(t *testing.T) {
 	}
 }
 
+// P7: an outage is no record's fault.
+func TestARecordIsRejectedOnlyWhileItIsRefused(t *testing.T) {
+	t.Parallel()
+	r := send(t, threeFixes())
+	const from, to = 1_780_000_100_000_000, 1_780_000_110_000_000
+	for name, tt := range map[string]struct {
+		at      int64
+		refused []oracle.Refusal
+		found   int64
+	}{
+		"nothing was refused":        {from, nil, 1},
+		"its device was":             {from, []oracle.Refusal{{Device: "a", FromUS: from, ToUS: to}}, 0},
+		"another device was":         {from, []oracle.Refusal{{Device: "b", FromUS: from, ToUS: to}}, 1},
+		"all were":                   {from, []oracle.Refusal{{FromUS: from, ToUS: to}}, 0},
+		"all were, before":           {to + 60_000_000, []oracle.Refusal{{FromUS: from, ToUS: to}}, 1},
+		"a frozen instance notes it": {to + 5_000_000, []oracle.Refusal{{FromUS: from, ToUS: to}}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o, err := oracle.New(logOf(t, r.sent))
+			require.NoError(t, err)
+			seen := r.observed()
+			seen.Rejections = []oracle.Rejection{{ID: oracle.ID(r.sent[1].ID), AtUS: tt.at}, {ID: oracle.ID{Ms: 1}, AtUS: tt.at}}
+			seen.Refused = tt.refused
+			report, err := o.Judge(seen)
+			require.NoError(t, err)
+			require.Equal(t, tt.found, report.Counts[oracle.KindAttempt], "%v", report.Examples)
+		})
+	}
+}
+
 // P5: an entry that is deferred is a record once it is stored: one with its device and time
 // may be before it.
 func TestADeferredEntryIsARecordOnceItIsStored(t *testing.T) {

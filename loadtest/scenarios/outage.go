@@ -87,7 +87,19 @@ func (r *run) refusing(name, code string) trouble {
 	refuse := func(code string) func(context.Context) error {
 		return func(ctx context.Context) error { return r.environment.Observer.Refuse(ctx, code) }
 	}
-	return trouble{name, refuse(code), refuse("")}
+	if code == observer.DiskFull {
+		return trouble{name, refuse(code), refuse("")}
+	}
+	// Any other code may be a record's fault, until none is stored.
+	var began time.Time
+	return trouble{name, func(ctx context.Context) error {
+		began = time.Now()
+		return refuse(code)(ctx)
+	}, func(ctx context.Context) error {
+		err := refuse("")(ctx)
+		r.refused(began, "")
+		return err
+	}}
 }
 
 // everywhere does the same to the proxies of all instances.

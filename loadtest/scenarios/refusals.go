@@ -40,10 +40,17 @@ func (r *run) refuseDevices(ctx context.Context, dice *rand.Rand) error {
 	if err := r.refuse(ctx, []string{}); err != nil {
 		return err
 	}
+	r.refused(began, devices...)
+	return err
+}
+
+// refused notes devices whose records the database has refused until now; "" is all.
+func (r *run) refused(began time.Time, devices ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, d := range devices {
 		r.refusals = append(r.refusals, oracle.Refusal{Device: d, FromUS: began.UnixMicro(), ToUS: time.Now().UnixMicro()})
 	}
-	return err
 }
 
 // refuse has the records of these devices refused, as soon as Postgres is there.

@@ -46,7 +46,7 @@ type run struct {
 	unforced  []unforced
 	took      []int64 // microseconds from stream time to commit of each record, where commits are dated
 	fences    []geofence.Fence
-	refusals  []oracle.Refusal                               // by one hand of chaos
+	refusals  []oracle.Refusal
 	resizedTo int                                            // shards, 0 while there are as many as at first
 	resizedUS int64                                          // when
 	after     []func(*Result)                                // bounds that need the verdict

@@ -34,7 +34,7 @@ type Scenario struct {
 }
 
 // EveryBound is the bounds that all scenarios share, in words.
-const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, or left unfinished; every row equal to the oracle's"
+const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, deferred for an outage, or left unfinished; every row equal to the oracle's"
 
 // All returns all scenarios in the order in which they are shown.
 func All() []Scenario {

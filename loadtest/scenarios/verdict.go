@@ -110,6 +110,9 @@ func (r *run) judge(ctx context.Context, s *oneStream, res *Result, stored []int
 		if seen.Deferred, err = look.Deferrals(ctx, nil); err != nil {
 			return err
 		}
+		if seen.Rejections, err = look.Rejections(ctx); err != nil {
+			return err
+		}
 	}
 	seen.Refused = r.refusals
 	if seen.Losses, err = look.Losses(ctx); err != nil {
