@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -13,23 +12,42 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// homeOf returns the stream that a device came from last, with its group and number of
-// shards; 0 of them if that is not known.
-func homeOf(ctx context.Context, pool *pgxpool.Pool, device string, timeout time.Duration) (scope Scope, shards int, err error) {
+// home is the stream that a device came from last, with its group and number of shards.
+type home struct {
+	Scope
+	shards int
+}
+
+// homesOf returns the homes of devices, those that are known.
+func homesOf(ctx context.Context, pool *pgxpool.Pool, devices []string, timeout time.Duration) (map[string]home, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err = pool.QueryRow(ctx, `
-select stream, s.group_name, count(*)
+	homes := make(map[string]home, len(devices))
+	var device string
+	var h home
+	rows, err := pool.Query(ctx, `
+select distinct on (device_id) device_id, stream, s.group_name, s.shards
 from processor.devices d
-join processor.shards s using (stream)
-where device_id = $1
-group by stream, s.group_name
-order by count(*) desc
-limit 1`, device).Scan(&scope.Stream, &scope.Group, &shards)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return Scope{}, 0, nil
+join (
+  select stream, group_name, count(*) as shards
+  from processor.shards
+  group by stream, group_name
+) s using (stream)
+where device_id = any ($1)
+order by device_id, s.shards desc`, devices)
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&device, &h.Stream, &h.Group, &h.shards}, func() error {
+			homes[device] = h
+			return nil
+		})
 	}
-	return scope, shards, failure("look for the stream of a device", err)
+	return homes, failure("look for the stream of a device", err)
+}
+
+// homeOf returns the home of a device; of 0 shards if that is not known.
+func homeOf(ctx context.Context, pool *pgxpool.Pool, device string, timeout time.Duration) (scope Scope, shards int, err error) {
+	homes, err := homesOf(ctx, pool, []string{device}, timeout)
+	return homes[device].Scope, homes[device].shards, err
 }
 
 // HomeOf returns the stream and group whose owners have a device, those given if it is

@@ -435,6 +435,12 @@ func TestARequestOfAnotherServiceIsRecordedByTheFirstLeaderThatReadsIt(t *testin
 	}
 	b.exec("insert into processor.devices (device_id, stream) values ($1, $2)", device, scope.Stream)
 	read(second, 2*shards)
+	var at store.Scope
+	var shard int
+	require.NoError(t, b.pool.QueryRow(t.Context(), "select stream, group_name, shard from processor.requests where device_id = $1", device).
+		Scan(&at.Stream, &at.Group, &shard))
+	require.Equal(t, scope, at, "it waits for nothing of the stream that read it")
+	require.Equal(t, telemetry.ShardOf(device, shards), shard)
 	b.exec("update processor.devices set stream = $2 where device_id = $1", device, second.Stream)
 	read(scope, shards)
 	const ofDevice = "select count(*) from processor.requests where device_id = $1 and kind = 'recompute'"
@@ -443,4 +449,7 @@ func TestARequestOfAnotherServiceIsRecordedByTheFirstLeaderThatReadsIt(t *testin
 	require.Equal(t, 1, b.count(ofDevice, device))
 	require.Equal(t, 1, b.count(ofDevice, "unknown"))
 	require.Equal(t, 2, b.count("select count(*) from processor.audit where who = 'recompute:requests'"))
+	b.exec("update processor.requests set source_key = $1 || '|' || $2 || '|' || source_key", scope.Stream, scope.Group)
+	read(second, 2*shards)
+	require.Equal(t, 1, b.count(ofDevice, device), "an earlier version recorded it")
 }
