@@ -438,3 +438,21 @@ func TestDumpsAreCopiedFromAContainerThatHasTar(t *testing.T) {
 	}
 	require.Equal(t, 1, copies)
 }
+
+func TestWhatScriptsCallIsGranted(t *testing.T) {
+	granted, err := os.ReadFile("security/redis.sh")
+	require.NoError(t, err)
+	called := regexp.MustCompile(`redis\.p?call\('([a-z]+)'`)
+	for _, pattern := range []string{"../internal/stream/*.lua", "../coordination/*.lua"} {
+		scripts, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		require.NotEmpty(t, scripts)
+		for _, name := range scripts {
+			script, err := os.ReadFile(name)
+			require.NoError(t, err)
+			for _, call := range called.FindAllSubmatch(script, -1) {
+				require.Regexp(t, `\+`+string(call[1])+`[\s|)"]`, string(granted), "%s calls %s, which security/redis.sh grants nobody", name, call[1])
+			}
+		}
+	}
+}

@@ -20,15 +20,16 @@ if g then
   if g['pending'] > 0 or ARGV[2] ~= '1' and s['last-entry'] and after(s['last-entry'][1], delivered) then
     return {0, g['pending'], delivered, last}
   end
-  local noted = read
-  if ARGV[2] ~= '1' then noted = note_unread(s, KEYS[3], delivered, read) end
-  for _, field in ipairs(redis.call('hkeys', KEYS[4])) do
+  if ARGV[2] ~= '1' then
+    local noted = note_unread(s, KEYS[3], delivered, read)
+    if noted ~= read then move_to(KEYS[1], ARGV[1], KEYS[4], delivered, noted) end
+  end
+  for field in pairs(pairs_of(redis.call('hgetall', KEYS[4]))) do
     local shard = tonumber(string.match(field, '^shard%-(%d+)$'))
     if shard then
       check_pending(KEYS[4], KEYS[3], {}, field, shard, redis.call('hget', KEYS[5], shard), read_ahead(KEYS[4], delivered) or delivered)
     end
   end
-  if noted ~= read then move_to(KEYS[1], ARGV[1], KEYS[4], delivered, noted) end
   if redis.call('llen', KEYS[3]) > 0 then return {2} end
   redis.call('set', KEYS[2], last, 'ex', 86400)
   redis.call('xgroup', 'destroy', KEYS[1], ARGV[1])
