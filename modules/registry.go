@@ -18,10 +18,16 @@ func newRegistry(b Build) *prometheus.Registry {
 		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision},
 	})
 	info.Set(1)
+	// process_start_time_seconds is absent where /proc/stat is hidden, as by the systemd unit.
+	started := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "processor_start_time_seconds", Help: "When the process started, in seconds since 1970.",
+	})
+	started.SetToCurrentTime()
 	reg.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		info,
+		started,
 	)
 	return reg
 }

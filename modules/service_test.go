@@ -204,6 +204,18 @@ func TestTheGraphIsComplete(t *testing.T) {
 	require.NoError(t, fx.ValidateApp(graph(cfg, slog.New(slog.DiscardHandler), Build{})))
 }
 
+func TestTheStartIsAMetric(t *testing.T) {
+	families, err := newRegistry(Build{}).Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == "processor_start_time_seconds" {
+			require.InDelta(t, time.Now().Unix(), f.GetMetric()[0].GetGauge().GetValue(), 60)
+			return
+		}
+	}
+	require.Fail(t, "it is missing")
+}
+
 func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	b := newBench(t)
 	b.publish(100)
