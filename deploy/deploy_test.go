@@ -352,7 +352,9 @@ func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
 	page, err := os.ReadFile("../docs/runbook/database-copy.md")
 	require.NoError(t, err)
 	require.Contains(t, string(page), "The systemd unit does not after exit code "+strconv.Itoa(fault.Config)+": `systemctl start processor`", "a refusal that a restart may repair")
-	require.Contains(t, string(text), "groupadd --system "+setting("SupplementaryGroups")+"\n", "a group that is missing keeps the service from starting")
+	group := setting("SupplementaryGroups")
+	require.Contains(t, string(text), "groupadd --system "+group+"\n", "a group that is missing keeps the service from starting")
+	require.Contains(t, string(text), "install -d -o root -g "+group+" -m 750 "+filepath.Dir(environ["REDIS_URL_FILE"])+"\n", "a folder that root alone may enter does, too")
 
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -429,8 +431,9 @@ func TestDumpsAreCopiedFromAContainerThatHasTar(t *testing.T) {
 		require.NoError(t, err)
 		for _, cp := range regexp.MustCompile(`(?m)^kubectl cp -c (\S+) POD:(\S+) .*$`).FindAllSubmatch(text, -1) {
 			copies++
-			debug := regexp.MustCompile(`(?m)^kubectl debug POD --image=busybox --container=` + string(cp[1]) + ` .*--custom=/dev/stdin .*<<< '(.*)'$`).FindSubmatch(text)
+			debug := regexp.MustCompile(`(?m)^kubectl debug POD --image=busybox --container=` + regexp.QuoteMeta(string(cp[1])) + ` .*--custom=/dev/stdin .*<<< '(.*)'$`).FindSubmatch(text)
 			require.NotNil(t, debug, "%s: %s: it is no container of the pod's own", page, cp[0])
+			require.Contains(t, string(text), "\n"+strings.TrimPrefix(string(cp[1]), "$")+"=dumps-$(date +%s)", "such a container stays, and keeps its name, as long as the pod")
 			mounts := decode[core.Container](t, debug[1]).VolumeMounts
 			require.Equal(t, string(cp[2]), mounts[0].MountPath)
 			require.Subset(t, deployment(t).Spec.Template.Spec.Containers[0].VolumeMounts, mounts)
