@@ -114,9 +114,12 @@ func TestAnInterruptedResizeChangesNothingOrIsCompletedByTheNext(t *testing.T) {
 	b.pin(shards)
 	m := b.start("first", "")
 	b.await([]int{16}, m)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
 	said := make(chan string, 100)
+	go func() {
+		<-said // it waits for the instances to be stopped
+		cancel()
+	}()
 	_, err := b.resize(said).Run(ctx, 8)
 	require.ErrorContains(t, err, "nothing was changed")
 	require.NoError(t, b.dispatch("", "dispatcher", 1000), "dispatching continues")
