@@ -62,7 +62,7 @@ grant select, insert, delete on processor.timing_changes to :"role";
 grant select on processor.timing_feed, processor.timing_removed to :"role";
 
 -- Retention, which removes and counts what is old, and nothing else. The first three are
--- those of instances of the release before.
+-- those of instances of the release before, and may be revoked once none of them runs.
 grant execute on function processor.expire(text, text, interval, text) to :"role";
 grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
 grant execute on function processor.expire_timing_changes(interval) to :"role";

@@ -16,8 +16,9 @@ type catalog struct {
 	Functions map[string]function `json:"functions"` // by name and argument types
 }
 
-// table is a table by its qualified name.
+// table is a table, or a view, by its qualified name.
 type table struct {
+	View    bool              `json:"view,omitempty"`
 	Logged  bool              `json:"logged"` // with all its partitions or chunks
 	Columns map[string]column `json:"columns"`
 	// Indexes are valid indexes, described without their names: two that do the
@@ -25,6 +26,14 @@ type table struct {
 	Indexes []string `json:"indexes"`
 	// Triggers are enabled triggers, described in full.
 	Triggers []string `json:"triggers,omitempty"`
+}
+
+// kind returns what it is, in one word.
+func (t table) kind() string {
+	if t.View {
+		return "view"
+	}
+	return "table"
 }
 
 // column is one column of a table.
@@ -89,10 +98,10 @@ with recursive unlogged as (
   from unlogged u
   join pg_inherits i on i.inhrelid = u.oid
 )
-select c.oid, format('%s.%s', n.nspname, c.relname), not exists (select from unlogged u where u.oid = c.oid)
+select c.oid, format('%s.%s', n.nspname, c.relname), c.relkind = 'v', not exists (select from unlogged u where u.oid = c.oid)
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
-where c.relkind in ('r', 'p')
+where c.relkind in ('r', 'p', 'v')
   and (n.nspname = 'processor' or (n.nspname = 'public' and c.relname = 'positions'))
   and format('%s.%s', n.nspname, c.relname) <> '` + versionTable + `'`
 
@@ -168,11 +177,11 @@ func readCatalog(ctx context.Context, tx pgx.Tx) (catalog, error) {
 	oids := []uint32{}
 	var oid uint32
 	var name, text string
-	var flag bool
-	err := forEach(ctx, tx, tablesSQL, nil, []any{&oid, &name, &flag}, func() {
+	var view, logged bool
+	err := forEach(ctx, tx, tablesSQL, nil, []any{&oid, &name, &view, &logged}, func() {
 		names[oid] = name
 		oids = append(oids, oid)
-		c.Tables[name] = table{Logged: flag, Columns: map[string]column{}, Indexes: []string{}}
+		c.Tables[name] = table{View: view, Logged: logged, Columns: map[string]column{}, Indexes: []string{}}
 	})
 	if err != nil {
 		return c, err

@@ -12,17 +12,22 @@ import (
 func compareCatalogs(needed, live catalog) Report {
 	var r Report
 	for _, name := range slices.Sorted(maps.Keys(needed.Tables)) {
+		want := needed.Tables[name]
 		table, found := live.Tables[name]
-		if !found {
-			r.problem("table", name, "a table", "missing")
+		if !found || table.View != want.View {
+			r.problem(want.kind(), name, "a "+want.kind(), "missing")
 			continue
 		}
-		r.compareTable(name, needed.Tables[name], table)
+		r.compareTable(name, want, table)
 	}
 	for _, name := range slices.Sorted(maps.Keys(needed.Functions)) {
 		want := needed.Functions[name]
 		have, found := live.Functions[name]
 		switch {
+		case slices.Contains(superseded, name):
+			if !found {
+				r.note("function", name, "", "missing, which only instances of earlier releases call")
+			}
 		case !found:
 			r.problem("function", name, "returns "+want.Returns, "missing")
 		case have.Returns != want.Returns:
@@ -34,7 +39,7 @@ func compareCatalogs(needed, live catalog) Report {
 	}
 	for _, name := range slices.Sorted(maps.Keys(live.Tables)) {
 		if _, known := needed.Tables[name]; !known {
-			r.note("table", name, "", "extra")
+			r.note(live.Tables[name].kind(), name, "", "extra")
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(live.Functions)) {
@@ -43,6 +48,13 @@ func compareCatalogs(needed, live catalog) Report {
 		}
 	}
 	return r
+}
+
+// superseded are functions that instances of earlier releases call, and this binary does not.
+var superseded = []string{
+	"processor.expire(text, text, interval, text)",
+	"processor.expire_conflicts(text, text, interval)",
+	"processor.expire_timing_changes(interval)",
 }
 
 // readersIndex is the index of positions that this service has no use for: it repeats the
@@ -118,7 +130,7 @@ func (r *Report) note(kind, name, want, have string) {
 
 // Finding is one difference between what is needed and what exists.
 type Finding struct {
-	Kind string `json:"kind"` // table, column, index, trigger, function, privilege, row security, rule or migration
+	Kind string `json:"kind"` // table, view, column, index, trigger, function, privilege, row security, rule or migration
 	Name string `json:"name"`
 	Want string `json:"want,omitempty"`
 	Have string `json:"have"`

@@ -23,12 +23,14 @@ func LiveCatalogJSON(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	return append(text, '\n'), err
 }
 
-// NeededTables lists the tables this binary needs.
+// NeededTables lists the tables this binary needs, without views.
 func NeededTables() ([]string, error) {
 	c, err := neededCatalog()
 	var names []string
-	for name := range c.Tables {
-		names = append(names, name)
+	for name, t := range c.Tables {
+		if !t.View {
+			names = append(names, name)
+		}
 	}
 	return names, err
 }

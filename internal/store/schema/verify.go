@@ -48,7 +48,7 @@ func VerifyURL(ctx context.Context, url string) (Report, error) {
 	return Verify(ctx, conn)
 }
 
-// Verify compares the database with what this binary needs: tables, columns,
+// Verify compares the database with what this binary needs: tables, views, columns,
 // indexes by what they do, triggers, functions, the role's privileges, and policies
 // and rules that must not be. It
 // runs no DDL and leaves no trace. An error means that the comparison failed;
@@ -136,11 +136,10 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 		if _, known := needed.Tables[name]; known {
 			tables = append(tables, name)
 		}
-		if name == "processor.timing_changes" {
-			tables = append(tables, "processor.timing_feed") // its view
-		}
 	}
-	rows, err := tx.Query(ctx, privilegesSQL, tables, slices.Collect(maps.Keys(needed.Functions)))
+	called := maps.Clone(needed.Functions)
+	maps.DeleteFunc(called, func(name string, _ function) bool { return slices.Contains(superseded, name) })
+	rows, err := tx.Query(ctx, privilegesSQL, tables, slices.Collect(maps.Keys(called)))
 	if err != nil {
 		return fmt.Errorf("read privileges: %w", err)
 	}
@@ -178,6 +177,7 @@ select t.name, 'rule', r.rulename::text
 from unnest($1::text[]) as t (name)
 join pg_rewrite r on r.ev_class = to_regclass(t.name)
 where r.ev_enabled <> 'D'
+  and r.ev_type <> '1' -- for select: what a view is
 order by 1, 2, 3`
 
 // checkInterference finds policies and rules, under which nothing that the service
