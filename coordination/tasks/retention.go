@@ -19,8 +19,11 @@ type expirer interface {
 	Expire(ctx context.Context, table string, age time.Duration) (removed int64, more bool, err error)
 }
 
-// retentionEvery is the time between two passes.
-const retentionEvery = 10 * time.Minute
+// The time between the beginnings of two passes, and after which one goes on with the next.
+const (
+	retentionEvery = 10 * time.Minute
+	retentionPass  = 5 * time.Minute
+)
 
 // NewRetention returns the task that removes finished requests, closed incidents,
 // archived dead letters, audit, losses, conflicts and changes of crossings beyond an age. The tables
@@ -37,7 +40,8 @@ func NewRetention(e expirer, age time.Duration, log *slog.Logger, reg prometheus
 	return Every(retentionEvery, func(ctx context.Context) error {
 		var all int64
 		var errs []error
-		for left := e.Tables(); len(left) > 0 && ctx.Err() == nil; {
+		began, left := time.Now(), e.Tables()
+		for len(left) > 0 && ctx.Err() == nil && time.Since(began) < retentionPass {
 			left = slices.DeleteFunc(left, func(table string) bool {
 				removed, more, err := e.Expire(ctx, table, age)
 				if err != nil {
@@ -49,7 +53,7 @@ func NewRetention(e expirer, age time.Duration, log *slog.Logger, reg prometheus
 			})
 		}
 		if all > 0 {
-			log.Info("rows beyond the retention removed", "count", all, "age", age)
+			log.Info("rows beyond the retention removed", "count", all, "age", age, "next_pass", left)
 		}
 		return errors.Join(errs...)
 	})

@@ -26,8 +26,12 @@ type Retention struct {
 	next  struct{ tx, id int64 } // behind which change of a crossing the next page begins
 }
 
-// expirePage is how many rows of a table one transaction removes, at most.
-const expirePage = 5000
+// How many rows of a table one transaction removes, at most, and where more take too long. What
+// takes as long with any page, since it has to do with rows that stay, would not end with smaller ones.
+const (
+	expirePage = 5000
+	expireSlow = 100
+)
 
 // timingChanges is the table of the changes of crossings.
 const timingChanges = "timing_changes"
@@ -45,21 +49,23 @@ func (r *Retention) Tables() []string {
 
 // Expire removes some rows of a table that are older than age, a day at least, and returns
 // how many, and whether there may be more. The audit counts them, and the sums of losses
-// stay. What takes too long is made smaller, and tried again by the next call.
+// stay. What takes too long is made smaller, and tried again by the next call: up to
+// expireSlow rows have as long as any statement, and fail then.
 func (r *Retention) Expire(ctx context.Context, table string, age time.Duration) (removed int64, more bool, err error) {
 	page := cmp.Or(r.pages[table], expirePage)
-	limit := r.timeout
-	if page > 1 {
-		limit = min(limit, stepTime)
+	short := min(r.timeout, stepTime)
+	limit := short
+	if page <= expireSlow {
+		limit = r.timeout
 	}
 	began := time.Now()
 	removed, more, err = r.expire(ctx, table, age, page, limit)
 	f, _ := errors.AsType[*protocol.Failure](err)
 	switch {
-	case f != nil && f.TooMuch && page > 1 && ctx.Err() == nil:
-		r.pages[table] = page / 2
+	case f != nil && f.TooMuch && page > expireSlow && ctx.Err() == nil:
+		r.pages[table] = expireSlow
 		return 0, true, nil
-	case err == nil && time.Since(began) < limit/4:
+	case err == nil && time.Since(began) < short/4:
 		r.pages[table] = min(2*page, expirePage)
 	}
 	return removed, more, err
@@ -92,7 +98,7 @@ values ($1, 'retention', 'processor.' || $2, $3, jsonb_build_object('retention',
 		return err
 	})
 	if err != nil {
-		return 0, false, failure("remove what is old of processor."+table, err)
+		return 0, false, failure(fmt.Sprintf("remove what is old of processor.%s, up to %d rows", table, page), err)
 	}
 	if table == timingChanges {
 		if r.next = next; !more {
