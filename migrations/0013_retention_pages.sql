@@ -234,3 +234,25 @@ comment on function processor.expire_timing_page(interval, bigint, bigint, integ
   'Looks at a page of the changes of timing_records behind one, removes those that could be read for longer than the retention, and returns how many, whether to call again, and behind which one then.';
 
 revoke all on function processor.expire_timing_page(interval, bigint, bigint, integer) from public;
+
+-- Roles that may run the earlier functions may run these: an instance that may not is refused.
+-- +goose StatementBegin
+do $$
+declare
+  allowed regrole;
+begin
+  for allowed in
+    select a.grantee::regrole
+    from pg_proc p
+    cross join lateral aclexplode(p.proacl) a
+    where p.oid = 'processor.expire(text, text, interval, text)'::regprocedure
+      and a.privilege_type = 'EXECUTE'
+      and a.grantee <> 0
+      and a.grantee <> p.proowner
+  loop
+    execute format('grant execute on function processor.expire_page(text, text, text, interval, integer, text), '
+      'processor.expire_timing_page(interval, bigint, bigint, integer) to %s', allowed);
+  end loop;
+end
+$$;
+-- +goose StatementEnd

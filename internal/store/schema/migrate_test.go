@@ -121,3 +121,21 @@ func command(t *testing.T, url string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), childURL+"="+url)
 	return cmd
 }
+
+func TestARoleThatMayRunTheRetentionMayAfterTheMigration(t *testing.T) {
+	url := emptyDatabase(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	execute(t, conn, `
+grant execute on function processor.expire(text, text, interval, text) to pg_monitor;
+drop function processor.expire_page(text, text, text, interval, integer, text), processor.expire_timing_page(interval, bigint, bigint, integer);
+delete from processor.goose_db_version where version_id = 13`)
+	require.Equal(t, []string{"0013_retention_pages.sql"}, migrate(t, url))
+	for role, want := range map[string]bool{"pg_monitor": true, "pg_checkpoint": false} {
+		for _, f := range []string{"expire_page(text, text, text, interval, integer, text)", "expire_timing_page(interval, bigint, bigint, integer)"} {
+			var may bool
+			require.NoError(t, conn.QueryRow(t.Context(), "select has_function_privilege($1, 'processor.' || $2, 'execute')", role, f).Scan(&may))
+			require.Equal(t, want, may, "%s may run %s", role, f)
+		}
+	}
+}
