@@ -36,7 +36,10 @@ func (l *Leader) Recompute(ctx context.Context, term int64, shards int, list []p
 	return l.request(ctx, "record requests", term, shards, func(b *pgx.Batch) {
 		// A request under the key of an earlier version, which named the stream that recorded it, is recorded, too.
 		b.Queue(`
-with made as (
+with known as materialized (
+  select distinct stream || '|' || group_name || '|' as prefix
+  from processor.shards
+), made as (
   insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by, source_key)
   select
     case when away then r.stream else $1 end, case when away then r.group_name else $2 end, 'recompute',
@@ -55,10 +58,7 @@ with made as (
   where not exists (
     select
     from processor.requests before
-    where before.source_key = any (array(
-      select distinct s.stream || '|' || s.group_name || '|' || r.source_key
-      from processor.shards s
-    ))
+    where before.source_key = any (array(select k.prefix || r.source_key from known k))
   )
   on conflict (source_key) do nothing
   returning id, device_id, from_ts, to_ts, reason
