@@ -133,6 +133,9 @@ func (b *book) read(t *testing.T, page string, lines []string) {
 			b.prelude = strings.Join(body, "\n")
 		case "":
 			for _, line := range body {
+				if name, _, ok := strings.Cut(line, "="); ok && name == strings.ToUpper(name) && !strings.Contains(name, " ") {
+					continue // a variable for the commands below
+				}
 				b.others[strings.Fields(line)[0]] = at
 			}
 		default:
