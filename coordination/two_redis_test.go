@@ -154,7 +154,7 @@ func TestALeaderThatIsGoneForAMomentAdmitsNoInstanceOfAnotherRedis(t *testing.T)
 }
 
 // P4: a replica that is promoted while the fleet stays where it was has copies of its heartbeats.
-func TestAnInstanceOnACopyOfTheFleetsRedisIsRefusedWhileTheFleetLives(t *testing.T) {
+func TestP4AnInstanceOnACopyOfTheFleetsRedisIsRefusedWhileTheFleetLives(t *testing.T) {
 	t.Parallel()
 	own := func(args ...string) (string, *redis.Client) {
 		server := testenv.OwnServers(t, devenv.Options{Redis: true, RedisArgs: args}).Redis

@@ -60,7 +60,7 @@ func (f *replacedFences) Load(context.Context) (*protocol.Fences, []error, error
 	return &protocol.Fences{Version: 7, Versions: []int{f.loads}}, nil, nil
 }
 
-func TestFencesReadWhileTheServerIsReplacedAreReadAgain(t *testing.T) {
+func TestP5FencesReadWhileTheServerIsReplacedAreReadAgain(t *testing.T) {
 	loader := &replacedFences{}
 	f := newFences(loader, time.Second, newMetrics(prometheus.NewRegistry(), &table{}), slog.New(slog.DiscardHandler))
 	loader.replaced = f.forget

@@ -11,7 +11,7 @@ import (
 )
 
 // The version of the set goes back with Postgres, and the same number can mean another set.
-func TestTheFencesOfAnotherServerAreLoadedWhateverTheirVersion(t *testing.T) {
+func TestP5TheFencesOfAnotherServerAreLoadedWhateverTheirVersion(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.Square()

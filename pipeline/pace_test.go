@@ -113,7 +113,7 @@ func TestARowThatTakesTooLongByItselfHoldsUpNothingElse(t *testing.T) {
 }
 
 // P6, P7: so does a row that takes too long though no statement of it does.
-func TestARowWhoseTransactionTakesTooLongHoldsUpNothingElse(t *testing.T) {
+func TestP7ARowWhoseTransactionTakesTooLongHoldsUpNothingElse(t *testing.T) {
 	t.Parallel()
 	unseen := fleet.EntryFields(&fleet.Message{DeviceID: fleet.DeviceID(60), Codec: "8", Time: time.Unix(1_700_000_002, 0).UTC(), Latitude: 1, Longitude: 1})
 	const atEnd = "create constraint trigger slow after insert on positions deferrable initially deferred for each row execute function slow();"

@@ -420,7 +420,7 @@ func TestARequestFollowsItsDeviceToAnotherStream(t *testing.T) {
 
 // Each stream's leader reads all requests of other services, one earlier than another, and
 // one of a stream that is not served none.
-func TestARequestOfAnotherServiceIsRecordedByTheFirstLeaderThatReadsIt(t *testing.T) {
+func TestP5ARequestOfAnotherServiceIsRecordedByTheFirstLeaderThatReadsIt(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	second := store.Scope{Stream: "a-second-stream", Group: "another-group"}
