@@ -234,7 +234,7 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 
 	// Without an owner a request waits, and the command does not.
 	require.Zero(t, p.Terminate())
-	dep.Ask(fault.Finding, &status, "device", "rehydrate", device, "--timeout", "300ms")
+	dep.Ask(fault.Finding, &status, "device", "rehydrate", device, "--timeout", "3s")
 	require.Equal(t, "waiting", status.State)
 	dep.Ask(fault.Clean, &status, "device", "rehydrate", device, "--no-wait")
 	require.Equal(t, "waiting", status.State)
