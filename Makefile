@@ -82,9 +82,9 @@ test: setup-tests data $(WITH_SERVERS_RACE) ## Vet, build and test every promise
 	@$(WITH_SERVERS_RACE) go test -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) $(TESTED)
 
 .PHONY: test-ci
-test-ci: setup-tests data $(WITH_SERVERS_RACE) $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
+test-ci: setup-tests data $(WITH_SERVERS_RACE) $(GOTESTSUM) ## The same as test; up to 40 failed tests run again, and one that passes then is named unstable
 	@rc=0; $(WITH_SERVERS_RACE) $(GOTESTSUM) --format standard-quiet --packages '$(TESTED)' \
-		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
+		--rerun-fails=2 --rerun-fails-max-failures=40 --rerun-fails-report=bin/unstable.txt \
 		-- -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc
 
