@@ -1,11 +1,8 @@
 package testenv
 
 import (
-	"runtime"
 	"testing"
 	"time"
-
-	"github.com/prometheus/procfs"
 )
 
 // waitPoll is how often a condition is checked: often enough not to slow a
@@ -14,10 +11,11 @@ const waitPoll = 10 * time.Millisecond
 
 // Wait polls a condition, on the caller's goroutine, until it returns nil;
 // after within the test fails with its last error, which should give the actual and
-// the expected state. A crowded machine has longer: a condition that is met is no measurement.
+// the expected state.
 func Wait(tb testing.TB, within time.Duration, condition func() error) {
 	tb.Helper()
-	begun := time.Now()
+	timeout := time.NewTimer(within)
+	defer timeout.Stop()
 	ticker := time.NewTicker(waitPoll)
 	defer ticker.Stop()
 	for {
@@ -25,23 +23,10 @@ func Wait(tb testing.TB, within time.Duration, condition func() error) {
 		if err == nil {
 			return
 		}
-		if waited := time.Since(begun); waited >= within && waited >= crowded(within) {
-			tb.Fatalf("not within %s, and by now %s: %v", within, waited.Round(time.Millisecond), err)
+		select {
+		case <-timeout.C:
+			tb.Fatalf("not within %s: %v", within, err)
+		case <-ticker.C:
 		}
-		<-ticker.C
 	}
-}
-
-// crowded returns within * the tasks that want each processor, from once to four times.
-func crowded(within time.Duration) time.Duration {
-	const most = 4
-	fs, err := procfs.NewDefaultFS()
-	if err != nil {
-		return within
-	}
-	load, err := fs.LoadAvg()
-	if err != nil {
-		return within
-	}
-	return time.Duration(float64(within) * min(most, max(1, load.Load1/float64(runtime.NumCPU()))))
 }

@@ -103,15 +103,13 @@ func (p *Process) Signal(s os.Signal) { require.NoError(p.t, p.cmd.Process.Signa
 // Exit waits for the end and returns the exit code, -1 when a signal ended it.
 func (p *Process) Exit(within time.Duration) int {
 	p.t.Helper()
-	testenv.Wait(p.t, within, func() error {
-		select {
-		case <-p.done:
-			return nil
-		default:
-			return errors.New("it does not end")
-		}
-	})
-	return p.cmd.ProcessState.ExitCode()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(within):
+		require.FailNow(p.t, "it does not end", "within %s", within)
+		return 0
+	}
 }
 
 func (p *Process) get(path string) (*http.Response, error) {
