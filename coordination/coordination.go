@@ -72,7 +72,7 @@ type LeaderStore interface {
 	BeginTerm(ctx context.Context) (term int64, err error)
 	Resign(ctx context.Context, term int64) error // 0 for any term of this member
 	// LiveLeader returns the leader of the last term if it has not resigned and its sessions
-	// have asked for something within a time, or Postgres has started within another, else "".
+	// have asked for something within a time, else "". It fails while Postgres has started within another.
 	LiveLeader(ctx context.Context, within, started time.Duration) (string, error)
 	// Assign returns the shards whose assignment was written: a row that another session has
 	// locked keeps its own.
@@ -118,9 +118,9 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	membership.rowLocks = f.reconciler.RowLocks
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, store: deps.Terms, stream: deps.Stream,
-		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
 		ledger: deps.Ledger, losses: deps.Losses, holds: deps.Holds, tasks: deps.Tasks, beside: deps.Beside, metrics: m, log: log.With("component", "leader"),
 	}
+	leader.beginTerm() // it may resign before its first pass
 	f.leader = leader
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
 	f.elector.spread, f.elector.peers, f.elector.rests = deps.Leadership, membership.Peers, leader.rests
@@ -199,6 +199,11 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	case <-f.abandoned:
 		return nil // no shards to hand over, and no heartbeat to announce it with
 	default:
+	}
+	select {
+	case <-f.joined:
+	default:
+		return nil // a heartbeat would join it
 	}
 	if err := f.membership.announce(ctx); err != nil {
 		return err

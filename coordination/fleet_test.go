@@ -33,6 +33,7 @@ type engine struct {
 	epochs  map[int]int64
 	tokens  map[int]string
 	busy    bool                 // a stopped shard never drains
+	state   []byte               // that it leaves of each shard
 	givesUp func(shard int) bool // right after it was granted
 	leave   func()               // before a shard is dropped
 	drops   int
@@ -74,12 +75,12 @@ func (e *engine) Stop(int) <-chan struct{} {
 
 func (e *engine) Leave(int) []byte {
 	e.mu.Lock()
-	leave := e.leave
+	leave, state := e.leave, e.state
 	e.mu.Unlock()
 	if leave != nil {
 		leave()
 	}
-	return nil
+	return state
 }
 
 func (e *engine) Drop(shard int) {

@@ -62,9 +62,11 @@ type Leader struct {
 	cursors  map[string]telemetry.EntryID // where the sweep of a consumer continues
 	readers  map[string]time.Duration     // idle times at the last sweep
 	progress *protocol.ProgressTracker    // of the shards
-	open     map[string][]string          // subjects of open incidents, by kind
+	open     map[string][]string          // subjects of open incidents, by kind; a kind is missing until it was read
 	copies   string                       // the servers that members work with, in the last pass, where several
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
+	unnoted  map[string]map[string]any    // details of silent members whose incident is still to be opened
+	known    protocol.Holds               // read last in this term, nil if they never were
 	planner  protocol.Planner             // of this term
 	loads    *protocol.LoadTracker        // of the shards, as this leader has seen them
 	pending  map[int]int64                // entries that wait on the queue of each shard, or are in flight
@@ -79,15 +81,27 @@ type Leader struct {
 // a plan is not held up by the tasks. A task that takes long holds it up for one step.
 func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
 	assign := func(ctx context.Context) error { return l.assign(ctx, term, l.membership.eligible()) }
+	const keeping = "keeping incidents"
+	readHolds := func(ctx context.Context) error { return l.try(ctx, "reading what is held back", l.readHolds) }
+	noteSilent := func(ctx context.Context) error { return l.try(ctx, keeping, quietly(l.noteSilent)) }
 	if woken && term == l.term {
-		return []func(context.Context) error{assign}
+		return []func(context.Context) error{readHolds, assign, noteSilent}
 	}
 	var steps []func(context.Context) error
 	sweep := term != l.term || time.Since(l.swept) >= l.cfg.ClaimInterval
 	if term != l.term {
-		steps = l.beginTerm(term)
+		l.beginTerm()
+		// A leader that resigned is probably leaving. Membership as of a second
+		// ago would assign its shards back to it.
+		steps = append(steps, func(ctx context.Context) error {
+			if err := l.membership.heartbeatRound(ctx); err != nil {
+				return err
+			}
+			l.term = term
+			return nil
+		})
 	}
-	steps = append(steps, assign)
+	steps = append(steps, readHolds, assign, noteSilent)
 	add := func(about any, do func(context.Context) error) {
 		steps = append(steps, func(ctx context.Context) error {
 			if time.Since(l.assigned) < l.cfg.renewEvery() {
@@ -103,10 +117,7 @@ func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
 			return l.sweep(ctx)
 		})
 		for _, watch := range []func(context.Context){l.watchMembers, l.watchCopies, l.watchShards, l.watchRefusals} {
-			add("keeping incidents", func(ctx context.Context) error {
-				watch(ctx)
-				return nil
-			})
+			add(keeping, quietly(watch))
 		}
 	}
 	for _, task := range l.tasks {
@@ -144,8 +155,7 @@ func cutOff(err error) error {
 	return fmt.Errorf("%w: %w", errCutOff, err)
 }
 
-// Beside runs the tasks that may take longer than a step. Like all others they write under
-// the term only.
+// Beside runs the tasks that may take longer than a step.
 func (l *Leader) Beside(ctx context.Context, term int64) {
 	var running sync.WaitGroup
 	for _, task := range l.beside {
@@ -162,33 +172,22 @@ func (l *Leader) Beside(ctx context.Context, term int64) {
 	running.Wait()
 }
 
-// beginTerm returns the steps before the first pass of a term.
-func (l *Leader) beginTerm(term int64) []func(context.Context) error {
+// quietly makes a step of what logs its own errors.
+func quietly(do func(context.Context)) func(context.Context) error {
+	return func(ctx context.Context) error {
+		do(ctx)
+		return nil
+	}
+}
+
+// beginTerm forgets what was known in an earlier term.
+func (l *Leader) beginTerm() {
 	l.cursors = make(map[string]telemetry.EntryID)
 	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 	l.open = make(map[string][]string)
-	l.silent = make(map[string]time.Time)
+	l.silent, l.unnoted = make(map[string]time.Time), make(map[string]map[string]any)
 	l.resumed = time.Time{}
-	l.handed, l.pending, l.locked, l.planner, l.loads = nil, nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
-	var steps []func(context.Context) error
-	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses, protocol.DatabaseCopy} {
-		steps = append(steps, func(ctx context.Context) (err error) {
-			l.open[kind], err = l.ledger.Opened(ctx, kind)
-			return err
-		})
-	}
-	return append(steps, func(ctx context.Context) error {
-		for _, member := range l.open[protocol.SilentMember] {
-			l.silent[member] = time.Now()
-		}
-		// A leader that resigned is probably leaving. Membership as of a second
-		// ago would assign its shards back to it.
-		if err := l.membership.heartbeatRound(ctx); err != nil {
-			return err
-		}
-		l.term = term
-		return nil
-	})
+	l.handed, l.pending, l.locked, l.known, l.planner, l.loads = nil, nil, nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 }
 
 // quietOf limits the log lines of one step: one that fails hides no other.
@@ -212,6 +211,11 @@ func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
 	// Its intake has ended: what it has left waits for nothing.
 	l.leaves = true
 	defer func() { l.leaves = false }()
+	if l.known == nil { // before the first pass
+		if err := l.readHolds(ctx); err != nil {
+			l.log.Warn("reading what is held back failed", "err", err)
+		}
+	}
 	return l.assign(ctx, term, others)
 }
 
@@ -233,9 +237,9 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			l.planner.Claimed()
 		}
 	}
-	held, err := l.held(ctx)
-	if err != nil {
-		return err
+	held := l.known
+	if held == nil && l.holds != nil {
+		held = protocol.HeldAsAssigned(current, members)
 	}
 	able := members
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
@@ -284,7 +288,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			}
 		}
 	}
-	l.watchSilent(ctx, list) // the term was valid just now
+	l.watchSilent(list) // the term was valid just now
 	return nil
 }
 
@@ -319,9 +323,6 @@ const loadMemory = 4
 
 // load returns the entries per second of each shard, or nil while they are unknown.
 func (l *Leader) load() []float64 {
-	if l.loads == nil {
-		return nil // before the first pass
-	}
 	now := time.Now()
 	for _, m := range l.membership.Members() {
 		if len(m.Shards) > 0 && len(m.ShardFinished) == 0 {
@@ -383,30 +384,30 @@ func (l *Leader) releases(shards []protocol.ShardRecord) (willing func(member st
 	return willing, late
 }
 
-// held returns what operators hold back, and stops or continues dispatching. That it goes on
-// is said again each MemberTTL only: an earlier leader that was frozen may have stopped it.
-func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
+// readHolds reads what operators hold back, and stops or continues dispatching. That it goes on
+// is said again each MemberTTL only: an earlier leader that was frozen may have stopped it. While
+// that fails, as while another session has the table locked, what was read last holds.
+func (l *Leader) readHolds(ctx context.Context) error {
 	if l.holds == nil {
-		return nil, nil
+		return nil
 	}
 	held, err := l.holds.Holds(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	l.known = append(protocol.Holds{}, held...)
 	paused := held.Of(protocol.HoldFleet, "") != nil
 	if !paused && time.Since(l.resumed) < l.cfg.MemberTTL {
-		return held, nil
+		return nil
 	}
 	l.resumed = time.Time{}
-	switch err := l.stream.SetPaused(ctx, paused); {
-	case err != nil: // tried again with the next plan, which does not wait for it
-		if l.quietOf("pausing").Pass() {
-			l.log.Warn("stopping or continuing dispatching failed, will retry", "paused", paused, "err", err)
-		}
-	case !paused:
+	if err := l.stream.SetPaused(ctx, paused); err != nil {
+		return fmt.Errorf("stop or continue dispatching: %w", err)
+	}
+	if !paused {
 		l.resumed = time.Now()
 	}
-	return held, nil
+	return nil
 }
 
 // record moves losses from Redis to the ledger.
@@ -556,10 +557,9 @@ func (l *Leader) watchCopies(ctx context.Context) {
 	l.closeResolved(ctx, protocol.DatabaseCopy, func(subject string) bool { return subject != l.copies })
 }
 
-// watchSilent opens an incident for each owner whose heartbeat expired; its
-// shards are reassigned without a release. The incident stays open for
-// silentFor, since nothing else shows the event.
-func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
+// watchSilent notes each owner whose heartbeat expired; its shards are reassigned without a
+// release, and once they are acquired nothing else shows the event.
+func (l *Leader) watchSilent(list []protocol.Shard) {
 	owned := make(map[string][]int)
 	for _, s := range list {
 		if s.Owner != "" {
@@ -568,17 +568,27 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 	}
 	for member, shards := range owned {
 		last, silent := l.membership.silent(member)
-		if !silent || slices.Contains(l.open[protocol.SilentMember], member) {
+		if !silent || l.unnoted[member] != nil || slices.Contains(l.open[protocol.SilentMember], member) {
 			continue
 		}
 		detail := map[string]any{"shards": shards}
 		if !last.at.IsZero() {
 			detail["since"], detail["host"], detail["pid"], detail["version"] = last.at.UTC().Truncate(time.Second), last.Host, last.PID, last.Version
 		}
+		l.unnoted[member] = detail
+		rare.Reached(rare.SilentMember)
+		l.log.Warn("member heartbeat expired; reassigning its shards", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
+	}
+}
+
+// noteSilent opens the incident of each silent member. It stays open for silentFor.
+func (l *Leader) noteSilent(ctx context.Context) {
+	for member, detail := range l.unnoted {
 		if l.incident(ctx, protocol.SilentMember, member, detail) {
 			l.silent[member] = time.Now()
-			rare.Reached(rare.SilentMember)
-			l.log.Warn("member heartbeat expired; reassigning its shards", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
+		}
+		if slices.Contains(l.open[protocol.SilentMember], member) {
+			delete(l.unnoted, member)
 		}
 	}
 	l.closeResolved(ctx, protocol.SilentMember, func(member string) bool {
@@ -631,11 +641,40 @@ func (l *Leader) watchRefusals(ctx context.Context) {
 	l.closeResolved(ctx, protocol.SinkRefuses, func(reason string) bool { return members[reason] == nil })
 }
 
+// opened reads which incidents of a kind are open, those of earlier leaders too, unless that
+// is known. It reports whether it is.
+func (l *Leader) opened(ctx context.Context, kind string) bool {
+	if _, known := l.open[kind]; known {
+		return true
+	}
+	subjects, err := l.ledger.Opened(ctx, kind)
+	if err != nil {
+		l.incidentFailed(ctx, "reading", err)
+		return false
+	}
+	l.open[kind] = subjects
+	if kind == protocol.SilentMember {
+		for _, member := range subjects {
+			l.silent[member] = time.Now()
+		}
+	}
+	return true
+}
+
+func (l *Leader) incidentFailed(ctx context.Context, what string, err error) {
+	if ctx.Err() == nil && l.quietOf(what).Pass() {
+		l.log.Warn("keeping incidents failed, will retry", "what", what, "err", err)
+	}
+}
+
 // incident opens an incident, or updates its detail. It reports whether it is
 // new.
 func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[string]any) bool {
+	if !l.opened(ctx, kind) {
+		return false
+	}
 	if err := l.ledger.Open(ctx, kind, subject, detail); err != nil {
-		l.log.Warn("recording incident failed, will retry", "err", err)
+		l.incidentFailed(ctx, "recording", err)
 		return false
 	}
 	if slices.Contains(l.open[kind], subject) {
@@ -647,12 +686,15 @@ func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[
 
 // closeResolved closes the open incidents of a kind that are resolved.
 func (l *Leader) closeResolved(ctx context.Context, kind string, over func(subject string) bool) {
+	if !l.opened(ctx, kind) {
+		return
+	}
 	l.open[kind] = slices.DeleteFunc(l.open[kind], func(subject string) bool {
 		if !over(subject) {
 			return false
 		}
 		if err := l.ledger.Close(ctx, kind, subject); err != nil {
-			l.log.Warn("closing incident failed, will retry", "err", err)
+			l.incidentFailed(ctx, "closing", err)
 			return false
 		}
 		return true

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ func (b *bench) lockBy(sql string, args ...any) (unlock func()) {
 	b.t.Helper()
 	pool := b.open("locker")
 	tx, err := pool.BeginTx(b.t.Context(), pgx.TxOptions{})
+	require.NoError(b.t, err)
+	_, err = tx.Exec(b.t.Context(), "set local idle_in_transaction_session_timeout = 0")
 	require.NoError(b.t, err)
 	_, err = tx.Exec(b.t.Context(), sql, args...)
 	require.NoError(b.t, err)
@@ -230,4 +233,56 @@ func TestTheReleaseAtTheEndEndsInTime(t *testing.T) {
 	unlock := b.lockTable("shards", "exclusive")
 	m.stop() // which fails if the membership does not end within half of what an attempt for each shard takes
 	unlock()
+}
+
+// Tables that ownership does not rest on may be locked, as by an index that is built or a table
+// that is rewritten, while members join, leave and die: every shard is owned, no owner is
+// suspected, and no term ends for it.
+func TestP8ALockOfTablesThatAreNotNeededMovesNoShardByForce(t *testing.T) {
+	needed := []string{
+		"leader", "shards", "assignments", // the authority itself
+		"progress", // without which nothing can be committed
+		"settings", // what no instance starts without
+	}
+	for _, tt := range []struct {
+		name   string
+		locked func(table string) bool
+		last   []int // shards of the second and of the third, who joins while all is locked
+	}{
+		{"holds", func(table string) bool { return table == "holds" }, []int{shards, 0}}, // it may be held back
+		{"all others", func(table string) bool { return table != "holds" && !slices.Contains(needed, table) }, []int{shards / 2, shards / 2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			rows, err := b.pool.Query(t.Context(), "select tablename from pg_tables where schemaname = 'processor' order by 1")
+			require.NoError(t, err)
+			tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			require.NoError(t, err)
+			tables = slices.DeleteFunc(tables, func(table string) bool { return !tt.locked(table) })
+			require.NotEmpty(t, tables)
+			start := func(name string) *member {
+				m := b.start(name, "")
+				m.engine.mu.Lock()
+				defer m.engine.mu.Unlock()
+				m.engine.state = []byte("state")
+				return m
+			}
+			first := start("first")
+			b.await([]int{shards}, first)
+			unlock := b.lockTable(strings.Join(tables, ", processor."), "access exclusive")
+			second := start("second")
+			b.await([]int{shards / 2, shards / 2}, first, second)
+			term := b.count("select term from processor.leader")
+			first.stop() // the leader
+			third := start("third")
+			b.await(tt.last, second, third)
+			require.Equal(t, term+1, b.count("select term from processor.leader"), "one member led after the other")
+			unlock()
+			b.await([]int{shards / 2, shards / 2}, second, third)
+			for _, m := range []*member{first, second, third} {
+				require.Zero(t, m.value("processor_coordination_shards_force_acquired_total"), m.name())
+				require.Zero(t, m.value("processor_coordination_shards_lost_total"), m.name())
+			}
+		})
+	}
 }

@@ -230,7 +230,7 @@ type Membership struct {
 	check    func(ctx context.Context) error // verifies that the same server answers; set before Run
 
 	// liveLeader returns the leader that Postgres names, "" for none and for one that has not
-	// asked it for anything within that time, unless Postgres has started within the other; set before Join
+	// asked it for anything within that time. It fails if Postgres has started within the other; set before Join
 	liveLeader func(ctx context.Context, within, started time.Duration) (string, error)
 
 	mu             sync.Mutex
@@ -384,7 +384,7 @@ func (r *Membership) enter(ctx context.Context, led *observation) (holder *Membe
 		*led = observation{met: true}
 		return r.beat(ctx, true)
 	}
-	back := min(leaderBack, 2*r.cfg.MemberTTL) // after a power cut of all, the wait ends before a refusal
+	back := min(leaderBack, 2*r.cfg.MemberTTL) // a power cut of all costs that, and a MEMBER_TTL
 	if led.met {
 		back = 0 // the heartbeat that expired was the fleet's: who led has ended
 	}

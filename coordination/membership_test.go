@@ -343,3 +343,13 @@ func TestReadingMembersWritesNothing(t *testing.T) {
 		return nil
 	})
 }
+
+// P4: one that waits for a leader on its Redis is a member of nothing when it is stopped.
+func TestP4AnInstanceThatNeverJoinedLeavesNothing(t *testing.T) {
+	b := newBench(t)
+	_, err := store.NewLeader(b.open("elsewhere.1"), b.scope(), "elsewhere.1", 5*time.Second).BeginTerm(t.Context())
+	require.NoError(t, err)
+	m := b.start("astray", "")
+	require.NoError(t, m.Leave(t.Context()))
+	require.Zero(t, b.client.Exists(t.Context(), b.group.Names().Heartbeat("astray")).Val())
+}

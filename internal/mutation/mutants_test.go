@@ -69,14 +69,19 @@ var mutants = []mutant{
 		"pipeline", "TestWhatWaitsGoesBeforeWhatIsLoadedAhead",
 	},
 	{
-		"what an owner left is there for two", "internal/store/shards.go",
-		"  delete from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n  returning state, left_at\n", "  select state, left_at from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n",
-		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",
+		"what an owner left is there for a later acquisition", "internal/store/shards.go",
+		"  and s.updated_at = st.left_at\n", "  and s.updated_at >= st.left_at\n",
+		"internal/store", "TestALockedTableOfStatesDelaysNoShard",
 	},
 	{
 		"and for years", "internal/store/shards.go",
-		"where left_at > now() - interval '30 seconds'", "where true",
+		"if taken.Released = was.Released; taken.Released {", "if taken.Released = was.Released; was.Owner == \"\" {",
 		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",
+	},
+	{
+		"a locked table of states holds up acquisitions", "internal/store/shards.go",
+		"stateLockWait = 50 * time.Millisecond", "stateLockWait = 20 * time.Second",
+		"internal/store", "TestALockedTableOfStatesDelaysNoShard",
 	},
 	{
 		"the progress mark never goes back", "internal/store/write.go",

@@ -88,6 +88,25 @@ type Failure struct {
 	Err error
 }
 
+// shardsError is that an instance counts another number of shards than its fleet.
+type shardsError struct {
+	ours  int
+	fleet string
+}
+
+// OtherShards returns the failure of an instance that counts another number of shards than its
+// fleet. It is a bad configuration, also of one that ran before the fleet was resized.
+func OtherShards(ours int, fleet string) error {
+	return &Failure{Kind: Misconfigured, Code: "shards", Err: &shardsError{ours, fleet}}
+}
+
+func (e *shardsError) Error() string {
+	return fmt.Sprintf("this instance counts %d shards and the fleet %s; start it with SHARDS=%s", e.ours, e.fleet, e.fleet)
+}
+
+// ExitCode returns the exit status for a bad configuration.
+func (*shardsError) ExitCode() int { return 3 }
+
 // Blocker is a session of Postgres that holds a lock for which a call waited.
 type Blocker struct {
 	PID         int           `json:"pid"`

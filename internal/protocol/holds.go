@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -36,4 +37,26 @@ func (h Holds) Of(kind, subject string) *Hold {
 // Drained reports whether a member, with its incarnation, is to own no shards.
 func (h Holds) Drained(member string) bool {
 	return h.Of(HoldMember, Identity(member)) != nil
+}
+
+// HeldAsAssigned returns what is held back as far as the assignments tell, for one who cannot
+// read it: a shard that nobody is assigned, and a member that is assigned none, may be. Where all
+// members are assigned none that says nothing of them.
+func HeldAsAssigned(assigned, members []string) Holds {
+	var held Holds
+	for shard, member := range assigned {
+		if member == "" {
+			held = append(held, Hold{Kind: HoldShard, Subject: strconv.Itoa(shard)})
+		}
+	}
+	has := func(m string) bool { return slices.Contains(assigned, m) }
+	if !slices.ContainsFunc(members, has) {
+		return held
+	}
+	for _, m := range members {
+		if !has(m) {
+			held = append(held, Hold{Kind: HoldMember, Subject: Identity(m)})
+		}
+	}
+	return held
 }

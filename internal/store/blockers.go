@@ -18,6 +18,19 @@ import (
 // shards wait meanwhile: those of the pass, and those of the same worker.
 const ShardLockWait = 500 * time.Millisecond
 
+// briefly runs statements in one transaction that waits for locks for no longer than
+// ShardLockWait, and half the timeout of the whole: then it fails as Blocked. A statement
+// also locks its tables when it is prepared, hence no batch alone.
+func briefly(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration, do func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		wait := min(ShardLockWait, timeout/2)
+		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", wait.Milliseconds())); err != nil {
+			return err
+		}
+		return do(tx)
+	})
+}
+
 // waitBriefly bounds every wait for a lock in a transaction to ShardLockWait, and to
 // half of what the call may take, or a lock would look like an outage. The function
 // returned says who held the lock when half of the wait was over, none if nothing

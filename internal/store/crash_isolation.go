@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,7 +33,6 @@ type probeRow struct {
 func (s *Shards) shardHistory(ctx context.Context, tx pgx.Tx, shard int, member string) (was protocol.ShardHistory, applied telemetry.EntryID, err error) {
 	var since, progress *time.Time
 	var mark string
-	var detail []byte
 	// One that was resized or taken from its owner has no owner_since: nobody released it.
 	// Only a second statement sees what was committed while the first one
 	// waited.
@@ -52,19 +52,13 @@ for update of s`, s.scope.Stream, s.scope.Group, shard, member).QueryRow(func(ro
 	b.Queue(`
 select coalesce(s.owner, ''), s.epoch, s.owner is null and s.owner_since is not null and s.updated_at > now() - interval '30 seconds',
   s.owner_since, s.crash_count, coalesce(s.max_in_flight, 0),
-  p.updated_at, coalesce(p.applied_id, '0-0'), i.detail
+  p.updated_at, coalesce(p.applied_id, '0-0')
 from processor.shards s
 left join processor.progress p using (stream, group_name, shard)
-left join processor.incidents i
-  on i.stream = s.stream
-  and i.group_name = s.group_name
-  and i.kind = $4
-  and i.subject = s.shard::text
-  and i.closed_at is null
 where s.stream = $1
   and s.group_name = $2
-  and s.shard = $3`, s.scope.Stream, s.scope.Group, shard, protocol.QuarantinedShard).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&was.Owner, &was.Epoch, &was.Released, &since, &was.CrashCount, &was.MaxInFlight, &progress, &mark, &detail)
+  and s.shard = $3`, s.scope.Stream, s.scope.Group, shard).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&was.Owner, &was.Epoch, &was.Released, &since, &was.CrashCount, &was.MaxInFlight, &progress, &mark)
 	})
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return was, applied, err
@@ -77,8 +71,23 @@ where s.stream = $1
 	}
 	// The applied ID is a hint; an unreadable one counts as missing.
 	applied, _ = telemetry.ParseEntryID(mark)
-	if was.MaxInFlight == 0 || detail == nil {
+	if was.MaxInFlight == 0 {
 		return was, applied, nil
+	}
+	var detail []byte
+	err = tx.QueryRow(ctx, `
+select detail
+from processor.incidents
+where stream = $1
+  and group_name = $2
+  and kind = $3
+  and subject = $4
+  and closed_at is null`, s.scope.Stream, s.scope.Group, protocol.QuarantinedShard, strconv.Itoa(shard)).Scan(&detail)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && detail == nil {
+		return was, applied, nil
+	}
+	if err != nil {
+		return was, applied, err
 	}
 	var r probeRow
 	if err := json.Unmarshal(detail, &r); err != nil {

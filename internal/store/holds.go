@@ -22,20 +22,23 @@ func NewHolds(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Holds {
 	return &Holds{pool: pool, scope: scope, timeout: timeout}
 }
 
-// Holds returns all of them.
-func (h *Holds) Holds(ctx context.Context) (protocol.Holds, error) {
+// Holds returns all of them. It waits for a lock of the table briefly.
+func (h *Holds) Holds(ctx context.Context) (list protocol.Holds, err error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
-	rows, err := h.pool.Query(ctx, `
+	err = briefly(ctx, h.pool, h.timeout, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `
 select kind, subject, reason, set_by, set_at
 from processor.holds
 where stream = $1
   and group_name = $2
 order by kind, subject`, h.scope.Stream, h.scope.Group)
-	if err != nil {
-		return nil, failure("read what is held back", err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[protocol.Hold])
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[protocol.Hold])
+		return err
+	})
 	return list, failure("read what is held back", err)
 }
 

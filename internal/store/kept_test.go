@@ -1,8 +1,10 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -309,7 +311,7 @@ func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
 
 	release("one", second.Epoch+1)
 	b.exec("update processor.shard_states set left_at = now() - interval '31 seconds'")
-	b.exec("update processor.shards set updated_at = now() - interval '31 seconds'")
+	b.exec("update processor.shards set updated_at = (select left_at from processor.shard_states)")
 	late := acquire("two")
 	require.Nil(t, late.Left, "the tables may have been changed since")
 	require.False(t, late.Released)
@@ -321,4 +323,48 @@ func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
 	b.pin(shards)
 	require.NoError(t, b.resize(2*shards, nil))
 	require.False(t, acquire("two").Released, "its devices are others since the resize")
+}
+
+// A lock of the table of what releases leave costs the state only, and a state that an
+// acquisition could not take is nobody's later.
+func TestALockedTableOfStatesDelaysNoShard(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	assign := func(member string) { b.exec("update processor.assignments set member = $1 where shard = 3", member) }
+	acquire := func(member string) protocol.Shard {
+		taken, err := b.shards.Acquire(t.Context(), 3, member, "")
+		require.NoError(t, err)
+		return taken
+	}
+	release := func(member string, epoch int64, left []byte) {
+		held := protocol.ShardLease{Shard: 3, Epoch: epoch, Left: left}
+		require.NoError(t, b.shards.Release(t.Context(), held, member, telemetry.EntryID{Ms: uint64(epoch)}))
+	}
+	lock := func() (unlock func()) {
+		tx, err := b.pool.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = tx.Exec(t.Context(), "lock table processor.shard_states in share mode")
+		require.NoError(t, err)
+		unlock = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+		t.Cleanup(unlock)
+		return unlock
+	}
+	assign("one")
+	first := acquire("one")
+	release("one", first.Epoch, []byte("first"))
+	unlock := lock()
+	assign("two")
+	second := acquire("two")
+	require.True(t, second.Released)
+	require.Nil(t, second.Left)
+	release("two", second.Epoch, []byte("second"))
+	unlock()
+	require.Equal(t, 1, b.count("select count(*) from processor.shard_states where state = 'first'"), "the lock was held all along")
+	third := acquire("two")
+	require.Equal(t, second.Epoch+1, third.Epoch, "the second was released")
+	require.Equal(t, telemetry.EntryID{Ms: uint64(second.Epoch)}, third.Applied)
+	require.True(t, third.Released)
+	require.Nil(t, third.Left, "it is of the release before the last")
+	release("two", third.Epoch, []byte("third"))
+	require.Equal(t, []byte("third"), acquire("two").Left)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // Leader keeps the term, and writes under it.
@@ -78,8 +80,8 @@ where stream = $1
 
 // LiveLeader returns the leader of the last term if it has not resigned and its sessions
 // have asked for something within a time, else "". Sessions of a role whose activity ours may not
-// see do not count. In a server that started that recently it may have no sessions yet, and counts as alive;
-// where the clock was set back behind the start, it does not.
+// see do not count. In a server that started within the other time it may have no sessions yet: then
+// LiveLeader fails, unless the clock was set back behind the start.
 func (l *Leader) LiveLeader(ctx context.Context, within, started time.Duration) (string, error) {
 	_, member, err := l.CurrentTerm(ctx)
 	if err != nil || member == "" {
@@ -87,7 +89,7 @@ func (l *Leader) LiveLeader(ctx context.Context, within, started time.Duration) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	var alive bool
+	var alive, starting bool
 	err = l.pool.QueryRow(ctx, `
 select exists (
   select
@@ -95,11 +97,16 @@ select exists (
   where datname = current_database()
     and application_name = $1
     and query_start > clock_timestamp() - $2::interval
-) or pg_postmaster_start_time() between clock_timestamp() - $3::interval and clock_timestamp()`, ApplicationName(member), within, started).Scan(&alive)
-	if err != nil || !alive {
+), pg_postmaster_start_time() between clock_timestamp() - $3::interval and clock_timestamp()`, ApplicationName(member), within, started).Scan(&alive, &starting)
+	switch {
+	case err != nil:
 		return "", failure("ask whether the leader is alive", err)
+	case alive:
+		return member, nil
+	case starting:
+		return "", fmt.Errorf("ask whether the leader is alive: Postgres started less than %v ago, %s may have no session yet", started, member)
 	}
-	return member, nil
+	return "", nil
 }
 
 // Assign writes assignments: members[i] is to own shards[i]. It returns the shards whose
@@ -169,17 +176,12 @@ from written`, l.scope.Stream, l.scope.Group, term, n, members).Query(func(rows 
 }
 
 // writeBriefly runs statements in one transaction that first checks the term, and so delays a
-// new term until its commit. It waits for locks as briefly as for the row of a shard, or the
-// leader's step would be cut off before a lock shows. A statement also locks its tables
-// when it is prepared, hence no batch alone.
+// new term until its commit. It waits for locks briefly, or the leader's step would be cut off
+// before a lock shows.
 func (l *Leader) writeBriefly(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	return failure(op, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		wait := min(ShardLockWait, l.timeout/2)
-		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", wait.Milliseconds())); err != nil {
-			return err
-		}
+	return failure(op, briefly(ctx, l.pool, l.timeout, func(tx pgx.Tx) error {
 		return tx.SendBatch(ctx, l.underTerm(term, queue)).Close()
 	}))
 }
@@ -199,7 +201,7 @@ where name = $1
   and value <> $2`, l.scope.shardsSetting(), strconv.Itoa(shards)).QueryRow(func(row pgx.Row) error {
 				var pinned string
 				if err := row.Scan(&pinned); !errors.Is(err, pgx.ErrNoRows) {
-					return cmp.Or(err, otherShards(shards, pinned))
+					return cmp.Or(err, protocol.OtherShards(shards, pinned))
 				}
 				return nil
 			})

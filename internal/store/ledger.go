@@ -83,19 +83,22 @@ func (l *Ledger) Open(ctx context.Context, kind, subject string, detail map[stri
 	if err != nil {
 		return fmt.Errorf("record incident %s: %w", kind, err)
 	}
-	_, err = l.pool.Exec(ctx, `
+	return failure("record incident "+kind, briefly(ctx, l.pool, l.timeout, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
 insert into processor.incidents (stream, group_name, kind, subject, detail)
 values ($1, $2, $3, $4, $5)
 on conflict (stream, group_name, kind, subject) where closed_at is null do update
 set detail = excluded.detail`, l.scope.Stream, l.scope.Group, kind, subject, text)
-	return failure("record incident "+kind, err)
+		return err
+	}))
 }
 
 // Close closes an incident.
 func (l *Ledger) Close(ctx context.Context, kind, subject string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	_, err := l.pool.Exec(ctx, `
+	return failure("close incident "+kind, briefly(ctx, l.pool, l.timeout, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
 update processor.incidents
 set closed_at = now()
 where stream = $1
@@ -103,7 +106,8 @@ where stream = $1
   and kind = $3
   and subject = $4
   and closed_at is null`, l.scope.Stream, l.scope.Group, kind, subject)
-	return failure("close incident "+kind, err)
+		return err
+	}))
 }
 
 // GroupHistory returns what is known from before a recreation of the group that

@@ -26,13 +26,7 @@ where name = $1`, s.scope.shardsSetting()).Scan(&pinned)
 	if err != nil {
 		return failure("read the number of shards", err)
 	}
-	return otherShards(n, pinned)
-}
-
-// otherShards is that an instance counts another number of shards than the fleet has pinned.
-func otherShards(n int, pinned string) error {
-	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
-		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
+	return protocol.OtherShards(n, pinned)
 }
 
 const requestedSQL = `

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -119,7 +120,9 @@ func TestP3ALeadersRequestsAreOfTheShardsThatThereAre(t *testing.T) {
 		b.waits()
 	}))
 	const refused = "this instance counts 32 shards and the fleet 64; start it with SHARDS=64"
-	require.ErrorContains(t, <-recorded, refused)
+	err = <-recorded
+	require.ErrorContains(t, err, refused)
+	require.Equal(t, fault.Config, fault.ExitCode(err), "of an instance that ran before, too")
 	require.ErrorContains(t, leader.Moved(t.Context(), term, shards), refused)
 	require.Zero(t, b.count("select count(*) from processor.requests"))
 	require.Zero(t, b.count("select count(*) from processor.device_moves where recomputed"))

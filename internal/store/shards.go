@@ -116,15 +116,10 @@ func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (
 		was.Alive = was.Owner == alive
 		taken.Quarantine = protocol.AssessCrash(member, was)
 		taken.CrashCount, taken.MaxInFlight, taken.Applied = taken.Quarantine.CrashCount, taken.Quarantine.Limit, applied
-		taken.Released = was.Released
+		if taken.Released = was.Released; taken.Released {
+			taken.Left = s.takeState(ctx, tx, shard)
+		}
 		return tx.QueryRow(ctx, `
-with taken as (
-  delete from processor.shard_states
-  where stream = $1
-    and group_name = $2
-    and shard = $3
-  returning state, left_at
-)
 update processor.shards
 set epoch = epoch + 1,
   owner = $4,
@@ -135,7 +130,7 @@ set epoch = epoch + 1,
 where stream = $1
   and group_name = $2
   and shard = $3
-returning epoch, now(), (select state from taken where left_at > now() - interval '30 seconds')`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since, &taken.Left)
+returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.Shard{}, fmt.Errorf("acquire shard %d: %w", shard, protocol.ErrNotAssigned)
@@ -145,6 +140,35 @@ returning epoch, now(), (select state from taken where left_at > now() - interva
 	}
 	return taken, nil
 }
+
+// takeState returns the state that the release of a shard has left, and deletes it; nil for
+// none. The table is not needed for an acquisition: one that is locked costs the state only. A
+// row of an earlier release may be left then, which is not believed:
+// left_at = updated_at holds for the last release alone.
+func (s *Shards) takeState(ctx context.Context, tx pgx.Tx, shard int) (state []byte) {
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", stateLockWait.Milliseconds())); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `
+delete from processor.shard_states st
+using processor.shards s
+where st.stream = $1
+  and st.group_name = $2
+  and st.shard = $3
+  and (s.stream, s.group_name, s.shard) = (st.stream, st.group_name, st.shard)
+  and s.updated_at = st.left_at
+returning st.state`, s.scope.Stream, s.scope.Group, shard).Scan(&state)
+	})
+	if err != nil {
+		return nil // its devices are looked up; if the connection failed, so does the acquisition
+	}
+	return state
+}
+
+// stateLockWait is how long an acquisition, which delays the shard, waits for the table of
+// what releases leave.
+const stateLockWait = 50 * time.Millisecond
 
 // Lockable checks that the row of a shard can be locked. It fails as Blocked if
 // another session holds it, and says whether that is a session of its owner.
@@ -176,12 +200,29 @@ for update`, s.scope.Stream, s.scope.Group, shard)
 }
 
 // Release gives a shard up after its last commit, so that the next owner need
-// not wait, and keeps the state that it leaves until the next acquisition. The epoch
-// must be the one it was owned under.
+// not wait, and keeps the state that it leaves until the next acquisition, unless another
+// session has the table of the states locked. The epoch must be the one it was owned under.
 func (s *Shards) Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	_, err := s.pool.Exec(ctx, `
+	op := fmt.Sprintf("release shard %d", held.Shard)
+	args := []any{s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String()}
+	if held.Left != nil {
+		err := failure(op, briefly(ctx, s.pool, s.timeout, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, releaseSQL(leaveStateSQL), append(args, held.Left)...)
+			return err
+		}))
+		if _, blocked := protocol.BlockedBy(err); !blocked {
+			return err
+		}
+	}
+	_, err := s.pool.Exec(ctx, releaseSQL(""), args...)
+	return failure(op, err)
+}
+
+// releaseSQL returns the statement of a release, with one that keeps the state or without.
+func releaseSQL(leaveState string) string {
+	return `
 with released as (
   update processor.shards
   set owner = null,
@@ -202,17 +243,19 @@ marked as (
   on conflict (stream, group_name, shard) do update
   set applied_id = excluded.applied_id,
     updated_at = now()
-),
+)` + leaveState + `
+select pg_notify('processor_shards', shard::text)
+from released`
+}
+
+// leaveStateSQL is the part of releaseSQL that keeps the state, whose left_at is the
+// updated_at of the release.
+const leaveStateSQL = `,
 left_state as (
   insert into processor.shard_states as s (stream, group_name, shard, state)
   select $1, $2, shard, $7
   from released
-  where $7::bytea is not null
   on conflict (stream, group_name, shard) do update
   set state = excluded.state,
     left_at = excluded.left_at
-)
-select pg_notify('processor_shards', shard::text)
-from released`, s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String(), held.Left)
-	return failure(fmt.Sprintf("release shard %d", held.Shard), err)
-}
+)`

@@ -40,8 +40,7 @@ func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, 
 	case 2:
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", serverError(fmt.Sprintf("DATABASE the fleet works with another database: %v", res[1])))
 	case 3:
-		return protocol.DispatchLease{}, &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
-			"acquire the dispatch lease: this instance counts %d shards and the fleet %v; start it with SHARDS=%v", g.shards, res[1], res[1])}
+		return protocol.DispatchLease{}, protocol.OtherShards(g.shards, fmt.Sprint(res[1]))
 	}
 	after, err := telemetry.ParseEntryID(res[1].(string))
 	if err != nil {
