@@ -25,8 +25,9 @@
 //     are closed.
 //
 // Every step of the stop has a budget, and their sum fits into SHUTDOWN_TIMEOUT,
-// because fx skips the remaining hooks when its deadline passes. config checks
-// the sum.
+// because fx skips the remaining hooks when its deadline passes. config checks the sum, in
+// which DRAIN_TIMEOUT is what counts: where servers answer, the others take moments, and while
+// they do not, a resignation may take a second for each of its four steps.
 //
 // [Service.Run] returns an error whose ExitCode is the documented exit code of
 // the process.

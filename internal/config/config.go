@@ -154,7 +154,7 @@ type DeadLetters struct {
 	MaxEntries int64 `env:"DLQ_MAX_ENTRIES" default:"100000" min:"100" max:"100000000" help:"maximum dead letters in Redis; the oldest beyond it are exported and removed"`
 	MaxBytes   int64 `env:"DLQ_MAX_BYTES" default:"268435456" min:"1048576" max:"1099511627776" help:"maximum bytes of dead letters in Redis, about; as above. Whatever the limits, they give way when Redis is three quarters full"`
 
-	AuditRetention time.Duration `env:"AUDIT_RETENTION" default:"17520h" min:"24h" max:"876000h" help:"age after which exported dead letters, the audit, losses, finished requests and closed incidents are removed; counts stay"`
+	AuditRetention time.Duration `env:"AUDIT_RETENTION" default:"17520h" min:"24h" max:"876000h" help:"age after which exported dead letters, the audit, losses, conflicts, finished requests and closed incidents are removed; counts stay"`
 }
 
 // Crash says where panic dumps go and what they contain.

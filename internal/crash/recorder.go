@@ -90,7 +90,7 @@ func (r *Recorder) run(ctx context.Context) {
 }
 
 // Panicked records the value of a panic, before the panic propagates and ends
-// the process. It always returns within stallLimit.
+// the process. It always returns: within stallLimit, and what Flush takes.
 func (r *Recorder) Panicked(value any) {
 	r.panicked.Do(func() {
 		done := make(chan string, 1)
