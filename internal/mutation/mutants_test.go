@@ -79,6 +79,11 @@ var mutants = []mutant{
 		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",
 	},
 	{
+		"what is sent again waits for a lock of the conflicts", "internal/store/conflicts.go",
+		"d, err := c.ask(ctx, rivalsSQL, stay)", "d, err := c.ask(ctx, notedRivalsSQL, stay, c.scope.Stream, c.scope.Group)",
+		"internal/e2e", "TestP8ALockOfTablesThatCommitsDoNotNeedStopsNone",
+	},
+	{
 		"a locked table of states holds up acquisitions", "internal/store/shards.go",
 		"stateLockWait = 50 * time.Millisecond", "stateLockWait = 20 * time.Second",
 		"internal/store", "TestALockedTableOfStatesDelaysNoShard",

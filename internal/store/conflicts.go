@@ -21,9 +21,17 @@ const content = `jsonb_build_object(
 
 // rivalsSQL decides between records and the rows that have their device and time.
 // A row that takes no part, and that nobody has flagged, gives way to the first
-// record that does, unless it is among those that stay. Whatever loses and has other content is noted. It writes nothing to
-// positions: a delete unpacks compressed chunks before it has found a row.
-const rivalsSQL = `
+// record that does, unless it is among those that stay. It writes nothing to
+// positions: a delete unpacks compressed chunks before it has found a row. It does not name the table
+// of conflicts either: who sends again what is there, as most do, does not wait for a lock of it.
+const rivalsSQL = losersSQL + outcomesSQL
+
+// notedRivalsSQL does the same, and notes whatever loses and has other content.
+const notedRivalsSQL = losersSQL + notedSQL + outcomesSQL + `
+union all
+select 2, priority from noted where new`
+
+const losersSQL = `
 with r as (
   select u.n, u.device_id, u.ts, u.ingested_at, u.eligible, u.entry_id, u.priority, c.content
   from unnest($2::text[], $3::timestamptz[], $4::timestamptz[], $5::float8[], $6::float8[],
@@ -51,7 +59,7 @@ with r as (
   from pairs
   where eligible
     and gives_way
-    and (device_id, ts) not in (select device_id, ts from r where n = any ($18))
+    and (device_id, ts) not in (select device_id, ts from r where n = any ($16))
   order by device_id, ts, n
 ), losers as (
   select p.n, p.device_id, p.ts, p.entry_id, p.ingested_at, p.priority, p.content, coalesce(w.content, p.row_content) as kept
@@ -61,9 +69,11 @@ with r as (
   union all
   select null, device_id, ts, null, row_ingested_at, row_priority, row_content, content
   from winners
-), noted as (
+)`
+
+const notedSQL = `, noted as (
   insert into processor.conflicts (stream, group_name, device_id, ts, digest, entry_id, ingested_at, priority, differs, record)
-  select distinct on (device_id, ts, d.digest) $16, $17, device_id, ts, d.digest, entry_id, ingested_at, priority,
+  select distinct on (device_id, ts, d.digest) $17, $18, device_id, ts, d.digest, entry_id, ingested_at, priority,
     array(select e.key from jsonb_each(kept) as e where e.value is distinct from content -> e.key order by e.key),
     content
   from losers
@@ -73,12 +83,12 @@ with r as (
   on conflict (device_id, ts, stream, group_name, digest) do update
   set entry_id = coalesce(conflicts.entry_id, excluded.entry_id)
   returning priority, xmax = 0 as new
-)
+)`
+
+const outcomesSQL = `
 select 0, n from winners
 union all
 select 1, n from losers where n is not null and content <> kept
-union all
-select 2, priority from noted where new
 union all
 select 3, r.n from r where not exists (select from pairs p where p.n = r.n)
 union all
@@ -187,13 +197,21 @@ func overtakes(records []telemetry.Record, at, certain int, rules telemetry.Elig
 }
 
 // decide finds what becomes of the records, and notes the conflicts.
-func (c *contest) decide(ctx context.Context, stay []int) (d decision, err error) {
+func (c *contest) decide(ctx context.Context, stay []int) (decision, error) {
+	d, err := c.ask(ctx, rivalsSQL, stay)
+	if err != nil || len(d.winners)+len(d.lost) == 0 {
+		return d, err
+	}
+	return c.ask(ctx, notedRivalsSQL, stay, c.scope.Stream, c.scope.Group)
+}
+
+func (c *contest) ask(ctx context.Context, sql string, stay []int, more ...any) (d decision, err error) {
 	staying := make([]int64, len(stay))
 	for i, at := range stay {
 		staying[i] = int64(at + 1)
 	}
 	args := append([]any{pgx.QueryExecModeCacheDescribe, limitsOf(c.rules.Eligibility)}, columnsOf(c.records)...)
-	rows, err := c.tx.Query(ctx, rivalsSQL, append(args, c.eligible, c.ids, c.scope.Stream, c.scope.Group, staying)...)
+	rows, err := c.tx.Query(ctx, sql, append(append(args, c.eligible, c.ids, staying), more...)...)
 	if err != nil {
 		return d, err
 	}

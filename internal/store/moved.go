@@ -186,9 +186,29 @@ select $4, 'retention', 'processor.device_moves', count(*),
 from missed
 group by stream`
 
+// bothSQL opens an incident of each pair of streams that has a device in common: it has left this one
+// for one that it had left within a day.
+const bothSQL = `
+insert into processor.incidents (stream, group_name, kind, subject, detail)
+select $1, $2, $3, least(moved_to, $1) || ' and ' || greatest(moved_to, $1),
+  jsonb_build_object('streams', array[least(moved_to, $1), greatest(moved_to, $1)], 'devices', (array_agg(distinct device_id))[1:10])
+from processor.device_moves gone
+where id = any ($4)
+  and exists (
+    select
+    from processor.device_moves before
+    where before.device_id = gone.device_id
+      and before.id < gone.id
+      and before.moved_from = gone.moved_to
+      and before.moved_at > gone.moved_at - interval '1 day'
+  )
+group by moved_to
+on conflict do nothing`
+
 // Moved has owners of this stream forget devices that another one has taken, so that
 // they are noticed if they come again, and derive anew the crossings of those that came
-// to it. It closes incidents of streams that had no device in common for a day.
+// to it. It opens incidents of streams that have a device in common, and closes those of streams
+// that had none for a day.
 func (l *Leader) Moved(ctx context.Context, term int64, shards int) error {
 	const op = "follow devices that move between streams"
 	left, err := l.moves(ctx, leftSQL, l.scope.Stream, movedPage)
@@ -244,6 +264,7 @@ where device_id is not null or not exists (
 			l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from)
 		// Another stream's leader writes the same rows, and a session that erases a device.
 		b.Queue("select from processor.device_moves where id = any ($1) order by id for update", slices.Concat(leftIDs, arrivedIDs))
+		b.Queue(bothSQL, l.scope.Stream, l.scope.Group, protocol.DeviceInTwoStreams, leftIDs)
 		b.Queue("update processor.device_moves set forgotten = true where id = any ($1)", leftIDs)
 		b.Queue("update processor.device_moves set recomputed = true where id = any ($1)", arrivedIDs)
 		b.Queue(expireMovesSQL, movedPage, movedKept, movedLost, l.member)

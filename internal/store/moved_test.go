@@ -89,9 +89,13 @@ func TestADeviceInTwoStreamsIsAnIncidentThatNamesBothAndOneThatMovesIsNot(t *tes
 	require.Equal(t, 1, requests(second, protocol.RequestRecompute))
 	require.Equal(t, 1, requests(scope, protocol.RequestRehydrate))
 
+	require.Zero(t, b.count(incidents), "it has moved")
+
 	comes(scope)
+	pass()
 	require.Equal(t, 1, b.count(incidents+" and subject = $1 and detail #>> '{devices,0}' = $2", "a-second-stream and "+scope.Stream, device))
 	comes(second)
+	pass()
 	require.Equal(t, 2, b.count(incidents), "each of the two has it")
 	b.exec("update processor.device_moves set moved_at = moved_at - interval '2 days'")
 	b.exec("update processor.incidents set opened_at = opened_at - interval '2 days'")
@@ -353,6 +357,7 @@ func TestEveryStreamThatADevicePassedThroughForgetsIt(t *testing.T) {
 	batch.Devices = []string{device}
 	_, err := store.NewWriter(m.b.pool, store.Scope{Stream: "one", Group: scope.Group}, "a.1", 10*time.Second).Write(t.Context(), batch)
 	require.NoError(t, err)
+	m.pass()
 	require.Equal(t, 1, m.b.count("select count(*) from processor.incidents where kind = 'device_in_two_streams' and subject = 'one and three'"))
 }
 

@@ -16,36 +16,10 @@ import (
 
 // registerSQL registers devices; the stream that a device came from last is its
 // own, and a trigger notes each move. Those seen today lock and write nothing; the order
-// keeps two that register the same ones from waiting for each other. Limit and offset keep
+// keeps two that register the same ones from waiting for each other. Offset keeps
 // each look one into the index: a plan made while the table was young would read all of it, for each
-// batch, long after it has grown. One that has left
-// this stream within a day comes from both, which is an incident of each pair of streams.
+// batch, long after it has grown. It names no other table, whose lock would stop the commits of all devices.
 const registerSQL = `
-with taken as (
-  select d.device_id, d.stream
-  from unnest($2::text[]) as id
-  cross join lateral (
-    select k.device_id, k.stream
-    from processor.devices k
-    where k.device_id = id
-      and k.stream <> $1
-    limit 1
-  ) d
-  where exists (
-    select
-    from processor.device_moves m
-    where m.device_id = d.device_id
-      and m.moved_from = $1
-      and m.moved_at > now() - interval '1 day'
-  )
-), twice as (
-  insert into processor.incidents (stream, group_name, kind, subject, detail)
-  select $1, $3, $4, least(stream, $1) || ' and ' || greatest(stream, $1),
-    jsonb_build_object('streams', array[least(stream, $1), greatest(stream, $1)], 'devices', (array_agg(device_id order by device_id))[1:10])
-  from taken
-  group by stream
-  on conflict do nothing
-)
 insert into processor.devices (device_id, stream)
 select id, $1
 from unnest($2::text[]) as id

@@ -217,7 +217,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		}
 	}
 	if len(b.Devices) > 0 {
-		rest.Queue(registerSQL, w.scope.Stream, b.Devices, w.scope.Group, protocol.DeviceInTwoStreams)
+		rest.Queue(registerSQL, w.scope.Stream, b.Devices)
 	}
 	w.queueDeferred(rest, b.Deferred)
 	w.queueLetters(rest, b.Letters)
