@@ -245,12 +245,13 @@ func TestP8ALockOfTablesThatAreNotNeededMovesNoShardByForce(t *testing.T) {
 		"settings", // what no instance starts without
 	}
 	for _, tt := range []struct {
-		name   string
-		locked func(table string) bool
-		last   []int // shards of the second and of the third, who joins while all is locked
+		name, mode string
+		locked     func(table string) bool
+		last       []int // shards of the second and of the third, who joins while all is locked
 	}{
-		{"holds", func(table string) bool { return table == "holds" }, []int{shards, 0}}, // it may be held back
-		{"all others", func(table string) bool { return table != "holds" && !slices.Contains(needed, table) }, []int{shards / 2, shards / 2}},
+		{"holds", "access exclusive", func(table string) bool { return table == "holds" }, []int{shards, 0}}, // it may be held back
+		{"all others", "access exclusive", func(table string) bool { return table != "holds" && !slices.Contains(needed, table) }, []int{shards / 2, shards / 2}},
+		{"written progress", "share", func(table string) bool { return table == "progress" }, []int{shards / 2, shards / 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -269,7 +270,7 @@ func TestP8ALockOfTablesThatAreNotNeededMovesNoShardByForce(t *testing.T) {
 			}
 			first := start("first")
 			b.await([]int{shards}, first)
-			unlock := b.lockTable(strings.Join(tables, ", processor."), "access exclusive")
+			unlock := b.lockTable(strings.Join(tables, ", processor."), tt.mode)
 			second := start("second")
 			b.await([]int{shards / 2, shards / 2}, first, second)
 			term := b.count("select term from processor.leader")

@@ -84,17 +84,12 @@ var mutants = []mutant{
 		"internal/e2e", "TestP8ALockOfTablesThatCommitsDoNotNeedStopsNone",
 	},
 	{
-		"a locked table of states holds up acquisitions", "internal/store/shards.go",
-		"stateLockWait = 50 * time.Millisecond", "stateLockWait = 20 * time.Second",
+		"a locked table of states holds up shards", "internal/store/blockers.go",
+		"optionalLockWait = 50 * time.Millisecond", "optionalLockWait = 20 * time.Second",
 		"internal/store", "TestALockedTableOfStatesDelaysNoShard",
 	},
 	{
 		"the progress mark never goes back", "internal/store/write.go",
-		"set applied_id = excluded.applied_id,", "set applied_id = case when split_part(p.applied_id, '-', 1)::numeric > split_part(excluded.applied_id, '-', 1)::numeric then p.applied_id else excluded.applied_id end,",
-		"internal/store", "TestTheProgressMark",
-	},
-	{
-		"nor at a release", "internal/store/shards.go",
 		"set applied_id = excluded.applied_id,", "set applied_id = case when split_part(p.applied_id, '-', 1)::numeric > split_part(excluded.applied_id, '-', 1)::numeric then p.applied_id else excluded.applied_id end,",
 		"internal/store", "TestTheProgressMark",
 	},

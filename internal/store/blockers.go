@@ -31,6 +31,21 @@ func briefly(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration, do 
 	})
 }
 
+// optionalLockWait is how long the transaction of a shard, which delays it, waits for a table
+// that it can do without.
+const optionalLockWait = 50 * time.Millisecond
+
+// optionally runs statements of a transaction that it can do without: if one fails, none has
+// happened, and the transaction goes on.
+func optionally(ctx context.Context, tx pgx.Tx, do func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", optionalLockWait.Milliseconds())); err != nil {
+			return err
+		}
+		return do(tx)
+	})
+}
+
 // waitBriefly bounds every wait for a lock in a transaction to ShardLockWait, and to
 // half of what the call may take, or a lock would look like an outage. The function
 // returned says who held the lock when half of the wait was over, none if nothing

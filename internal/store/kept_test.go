@@ -325,7 +325,7 @@ func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
 	require.False(t, acquire("two").Released, "its devices are others since the resize")
 }
 
-// A lock of the table of what releases leave costs the state only, and a state that an
+// A lock of the tables of what releases leave costs that only, and a state that an
 // acquisition could not take is nobody's later.
 func TestALockedTableOfStatesDelaysNoShard(t *testing.T) {
 	t.Parallel()
@@ -343,7 +343,7 @@ func TestALockedTableOfStatesDelaysNoShard(t *testing.T) {
 	lock := func() (unlock func()) {
 		tx, err := b.pool.Begin(t.Context())
 		require.NoError(t, err)
-		_, err = tx.Exec(t.Context(), "lock table processor.shard_states in share mode")
+		_, err = tx.Exec(t.Context(), "lock table processor.shard_states, processor.progress in share mode")
 		require.NoError(t, err)
 		unlock = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
 		t.Cleanup(unlock)
@@ -362,7 +362,7 @@ func TestALockedTableOfStatesDelaysNoShard(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from processor.shard_states where state = 'first'"), "the lock was held all along")
 	third := acquire("two")
 	require.Equal(t, second.Epoch+1, third.Epoch, "the second was released")
-	require.Equal(t, telemetry.EntryID{Ms: uint64(second.Epoch)}, third.Applied)
+	require.Equal(t, telemetry.EntryID{Ms: uint64(first.Epoch)}, third.Applied, "its progress was not written")
 	require.True(t, third.Released)
 	require.Nil(t, third.Left, "it is of the release before the last")
 	release("two", third.Epoch, []byte("third"))

@@ -142,14 +142,10 @@ returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Cra
 }
 
 // takeState returns the state that the release of a shard has left, and deletes it; nil for
-// none. The table is not needed for an acquisition: one that is locked costs the state only. A
-// row of an earlier release may be left then, which is not believed:
+// none. A row of an earlier release may be there, which is not believed:
 // left_at = updated_at holds for the last release alone.
 func (s *Shards) takeState(ctx context.Context, tx pgx.Tx, shard int) (state []byte) {
-	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", stateLockWait.Milliseconds())); err != nil {
-			return err
-		}
+	err := optionally(ctx, tx, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
 delete from processor.shard_states st
 using processor.shards s
@@ -165,10 +161,6 @@ returning st.state`, s.scope.Stream, s.scope.Group, shard).Scan(&state)
 	}
 	return state
 }
-
-// stateLockWait is how long an acquisition, which delays the shard, waits for the table of
-// what releases leave.
-const stateLockWait = 50 * time.Millisecond
 
 // Lockable checks that the row of a shard can be locked. It fails as Blocked if
 // another session holds it, and says whether that is a session of its owner.
@@ -200,29 +192,14 @@ for update`, s.scope.Stream, s.scope.Group, shard)
 }
 
 // Release gives a shard up after its last commit, so that the next owner need
-// not wait, and keeps the state that it leaves until the next acquisition, unless another
-// session has the table of the states locked. The epoch must be the one it was owned under.
+// not wait, and keeps its progress and the state that it leaves until the next acquisition, unless
+// another session has their tables locked: the next owner can do without. The epoch
+// must be the one it was owned under.
 func (s *Shards) Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	op := fmt.Sprintf("release shard %d", held.Shard)
-	args := []any{s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String()}
-	if held.Left != nil {
-		err := failure(op, briefly(ctx, s.pool, s.timeout, func(tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, releaseSQL(leaveStateSQL), append(args, held.Left)...)
-			return err
-		}))
-		if _, blocked := protocol.BlockedBy(err); !blocked {
-			return err
-		}
-	}
-	_, err := s.pool.Exec(ctx, releaseSQL(""), args...)
-	return failure(op, err)
-}
-
-// releaseSQL returns the statement of a release, with one that keeps the state or without.
-func releaseSQL(leaveState string) string {
-	return `
+	return failure(fmt.Sprintf("release shard %d", held.Shard), pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		released, err := tx.Exec(ctx, `
 with released as (
   update processor.shards
   set owner = null,
@@ -234,28 +211,28 @@ with released as (
     and epoch = $4
     and owner = $5
   returning shard
-),
-marked as (
-  insert into processor.progress as p (stream, group_name, shard, applied_id)
-  select $1, $2, shard, $6
-  from released
-  where $6 <> '0-0'
-  on conflict (stream, group_name, shard) do update
-  set applied_id = excluded.applied_id,
-    updated_at = now()
-)` + leaveState + `
+)
 select pg_notify('processor_shards', shard::text)
-from released`
+from released`, s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member)
+		if err != nil || released.RowsAffected() == 0 {
+			return err
+		}
+		b := &pgx.Batch{}
+		if !applied.IsZero() {
+			queueApplied(b, s.scope, []protocol.Applied{{Shard: held.Shard, ID: applied}})
+		}
+		if held.Left != nil {
+			b.Queue(`
+insert into processor.shard_states as s (stream, group_name, shard, state)
+values ($1, $2, $3, $4)
+on conflict (stream, group_name, shard) do update
+set state = excluded.state,
+  left_at = excluded.left_at`, s.scope.Stream, s.scope.Group, held.Shard, held.Left)
+		}
+		if b.Len() > 0 {
+			// If the connection failed, so does the commit.
+			_ = optionally(ctx, tx, func(tx pgx.Tx) error { return tx.SendBatch(ctx, b).Close() })
+		}
+		return nil
+	}))
 }
-
-// leaveStateSQL is the part of releaseSQL that keeps the state, whose left_at is the
-// updated_at of the release.
-const leaveStateSQL = `,
-left_state as (
-  insert into processor.shard_states as s (stream, group_name, shard, state)
-  select $1, $2, shard, $7
-  from released
-  on conflict (stream, group_name, shard) do update
-  set state = excluded.state,
-    left_at = excluded.left_at
-)`

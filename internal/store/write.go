@@ -225,7 +225,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		queueForget(rest, w.scope, b.Resolved)
 	}
 	if len(b.Applied) > 0 {
-		w.queueApplied(rest, b.Applied)
+		queueApplied(rest, w.scope, b.Applied)
 	}
 	rest.Queue("select set_config('lock_timeout', $1, true)", strconv.FormatInt(w.lockWait(), 10))
 	rest.Queue("select processor.check_fences($1)", b.Rules.Fences.Version)
@@ -336,7 +336,7 @@ func queueLate(batch *pgx.Batch, records []telemetry.Record, stored []bool) {
 		})
 }
 
-func (w *Writer) queueApplied(batch *pgx.Batch, marks []protocol.Applied) {
+func queueApplied(batch *pgx.Batch, scope Scope, marks []protocol.Applied) {
 	shards, ids := make([]int32, len(marks)), make([]string, len(marks))
 	for i, m := range marks {
 		shards[i], ids[i] = int32(m.Shard), m.ID.String()
@@ -347,7 +347,7 @@ select $1, $2, m.shard, m.id
 from unnest($3::int[], $4::text[]) as m (shard, id)
 on conflict (stream, group_name, shard) do update
 set applied_id = excluded.applied_id,
-  updated_at = now()`, w.scope.Stream, w.scope.Group, shards, ids)
+  updated_at = now()`, scope.Stream, scope.Group, shards, ids)
 }
 
 func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.ShardLease) {
