@@ -73,6 +73,7 @@ func (d *dispatcher) run(ctx context.Context) error {
 				token = before
 			}
 			d.table.nextLease(false)
+			d.metrics.dispatcher.Set(0)
 			d.logRateLimited(ctx, "acquire the dispatch lease", err)
 		case !lease.Acquired:
 			token = ""
@@ -338,7 +339,13 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPla
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.learn(len(a.Entries), a.Bytes)
-	unread := false
+	unread, pins := false, t.pins(a)
+	deliver := func(shard int, entries []telemetry.Entry) {
+		if pins {
+			entries = detached(entries)
+		}
+		t.deliver(shard, entries)
+	}
 	a.Each(func(shard int, entries []telemetry.Entry) {
 		s := &t.slots[shard]
 		grant, unqueued := p.unqueued[shard]
@@ -349,7 +356,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPla
 			for i := range entries {
 				s.queue.LeaveUnqueued(entries[i].ID)
 			}
-			t.deliver(shard, entries)
+			deliver(shard, entries)
 		case unqueued:
 			t.orphan(shard, idsOf(entries))
 		case !s.owned || s.stopping:
@@ -357,7 +364,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPla
 			for i := range entries {
 				s.queue.Bypassed(entries[i].ID)
 			}
-			t.deliver(shard, entries)
+			deliver(shard, entries)
 		default:
 			s.queue.Dispatched()
 			s.due, unread = true, true

@@ -51,9 +51,14 @@ type message struct {
 // detached returns the message with entries that pin nothing else: it is to wait for long.
 func (m *message) detached() message {
 	own := *m
-	own.entries = make([]telemetry.Entry, len(m.entries))
-	for i := range m.entries {
-		own.entries[i] = m.entries[i].Clone()
+	own.entries = detached(m.entries)
+	return own
+}
+
+func detached(entries []telemetry.Entry) []telemetry.Entry {
+	own := make([]telemetry.Entry, len(entries))
+	for i := range entries {
+		own[i] = entries[i].Clone()
 	}
 	return own
 }

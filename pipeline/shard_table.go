@@ -432,6 +432,19 @@ func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	t.workers[s.worker].box.add(message{kind: work, shard: shard, grant: s.grant, entries: entries})
 }
 
+// pins reports whether entries of a dispatch that are delivered should be detached. Each shares
+// the text of the whole reply, of which members that own few shards keep little:
+// without a copy, bytes * entries of the reply / entries of ours could be in memory, beyond maxBytes.
+func (t *table) pins(a *protocol.NewEntries) bool {
+	ours := 0
+	a.Each(func(shard int, entries []telemetry.Entry) {
+		if t.slots[shard].owned {
+			ours += len(entries)
+		}
+	})
+	return t.bytes*int64(len(a.Entries)) > t.maxBytes*int64(ours)
+}
+
 // delivered wakes the workers.
 func (t *table) delivered() {
 	for _, w := range t.workers {
