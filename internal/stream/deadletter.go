@@ -33,6 +33,8 @@ type DeadLetters struct {
 	mu     sync.Mutex
 	server string       // run ID of the server that marks belong to
 	marks  []replicated // oldest first
+
+	saved, savedBefore int64 // Unix times of the ends of its last two snapshots; 0 for one not seen
 }
 
 // NewDeadLetters returns the dead letters of cfg's group, stored in the stream

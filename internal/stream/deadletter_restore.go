@@ -112,24 +112,30 @@ func (d *DeadLetters) durable(now time.Time, info map[string]string) telemetry.E
 		n, _ := strconv.ParseInt(info[name], 10, 64) // 0 if it is missing
 		return n
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if info["run_id"] != d.server {
+		d.server, d.marks, d.saved, d.savedBefore = info["run_id"], nil, 0, 0
+	}
+	// A snapshot holds the state at the time it began, which is after the end of the one before.
+	// What the server says it took may be of another one, that failed or went to a replica.
+	if saved := number("rdb_last_save_time"); saved > d.saved {
+		d.saved, d.savedBefore = saved, d.saved
+	}
 	var until telemetry.EntryID
 	switch {
 	case info["loading"] == "1":
 		return until
 	case info["aof_enabled"] == "1":
-		if info["aof_last_write_status"] != "ok" {
+		// Where it was enabled at run time there is no file that a restart reads before it was
+		// rewritten once; whether this is the first time, the server does not say.
+		if info["aof_last_write_status"] != "ok" || info["aof_last_bgrewrite_status"] == "err" ||
+			info["aof_rewrite_in_progress"] == "1" || info["aof_rewrite_scheduled"] == "1" {
 			return until
 		}
 		until = idAt(now.Add(-syncedAfter))
-	case number("rdb_last_save_time") > 0:
-		// A snapshot holds the state at the time it began.
-		took := max(0, number("rdb_last_bgsave_time_sec"))
-		until = idAt(time.Unix(number("rdb_last_save_time")-took-1, 0))
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if info["run_id"] != d.server {
-		d.server, d.marks = info["run_id"], nil
+	case d.savedBefore > 0:
+		until = idAt(time.Unix(d.savedBefore, 0))
 	}
 	d.marks = append(d.marks, replicated{at: idAt(now), offset: number("master_repl_offset")})
 	if len(d.marks) > marksKept {
