@@ -170,7 +170,7 @@ where n.nspname = 'processor'`
 func readCatalog(ctx context.Context, tx pgx.Tx) (catalog, error) {
 	c := catalog{Tables: map[string]table{}, Functions: map[string]function{}}
 	if _, err := tx.Exec(ctx, catalogPathSQL); err != nil {
-		return c, fmt.Errorf("read the catalogue: %w", err)
+		return c, catalogueFailed(err)
 	}
 
 	names := map[uint32]string{}
@@ -231,7 +231,7 @@ func forEach(ctx context.Context, tx pgx.Tx, sql string, oids []uint32, scan []a
 		_, err = pgx.ForEachRow(rows, scan, func() error { row(); return nil })
 	}
 	if err != nil {
-		return fmt.Errorf("read the catalogue: %w", err)
+		return catalogueFailed(err)
 	}
 	return nil
 }

@@ -73,6 +73,17 @@ func migrationFailed(name string, err error) error {
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
 }
 
+// catalogueFailed wraps an error from reading the catalogue, which waits for whoever has one of
+// the tables locked against everybody.
+func catalogueFailed(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == lockNotAvailable {
+		return fmt.Errorf("read the catalogue: another session has a table locked, wait for it or end it "+
+			"(select pid, relation::regclass from pg_locks where mode = 'AccessExclusiveLock'): %w", err)
+	}
+	return fmt.Errorf("read the catalogue: %w", err)
+}
+
 // poolerRefused recognises PgBouncer's error.
 func poolerRefused(err error) bool {
 	var pg *pgconn.PgError

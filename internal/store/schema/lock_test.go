@@ -128,3 +128,20 @@ func TestMigrateWorksThroughASessionPooler(t *testing.T) {
 	url := emptyDatabase(t)
 	require.Equal(t, migrationNames, migrate(t, testenv.PgBouncer(t, url, "session")))
 }
+
+// An instance starts only once it has seen its tables.
+func TestVerifySaysWhenATableIsLocked(t *testing.T) {
+	url := emptyDatabase(t)
+	migrate(t, url)
+	holder := connect(t, url)
+	execute(t, holder, `begin; lock table processor.conflicts in access exclusive mode`)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	conn := connect(t, url)
+	execute(t, conn, `set lock_timeout = '100ms'`)
+	_, err := schema.Verify(ctx, conn)
+	require.ErrorContains(t, err, "another session has a table locked, wait for it or end it")
+	execute(t, holder, `rollback`)
+	_, err = schema.Verify(ctx, conn)
+	require.NoError(t, err)
+}
