@@ -293,7 +293,7 @@ func (d *dispatcher) lacksRoom(queued int) (state string) {
 	}
 	others := queued - (d.table.records - unqueued)
 	if d.table.records == 0 || d.peers() > 0 && others < 2*d.cfg.ReadBatchRecords ||
-		d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) && !d.table.crowded(time.Now()) {
+		d.table.free() >= d.table.worthReading(d.cfg.ReadBatchRecords) && !d.table.crowded(time.Now()) {
 		return ""
 	}
 	return protocol.WaitDispatchFull
@@ -329,8 +329,7 @@ func (d *dispatcher) pause(ctx context.Context) {
 func (d *dispatcher) count() int {
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
-	least := min(d.cfg.ReadBatchRecords, d.table.maxRecords) / 4
-	return max(1, least, min(d.cfg.ReadBatchRecords, d.table.free()))
+	return max(d.table.worthReading(d.cfg.ReadBatchRecords), min(d.cfg.ReadBatchRecords, d.table.free()))
 }
 
 // bypass delivers dispatched entries to our workers, where their queues may be bypassed.

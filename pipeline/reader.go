@@ -140,13 +140,18 @@ func (r *reader) choose() []pendingRead {
 	if len(batch) == 0 {
 		return nil
 	}
-	share := t.free() / len(batch)
-	if share < 1 {
+	free := t.free()
+	if free < 1 {
 		if t.records > 0 {
 			return nil
 		}
-		share = 1
+		free = 1
 	}
+	if free < len(batch) { // the others' turn comes
+		batch = batch[:free]
+		r.next = batch[free-1].read.Shard + 1
+	}
+	share := free / len(batch)
 	for i := range batch {
 		a := &batch[i]
 		s := &t.slots[a.read.Shard]

@@ -23,6 +23,7 @@ type table struct {
 	records, maxRecords int
 	bytes, maxBytes     int64
 	workerRecords       int // maximum entries in flight in one worker
+	workerBytes         int64
 	leaseNumber         uint64
 	leaseHeld           bool
 	lastDispatched      telemetry.EntryID // by another member, as far as we know
@@ -43,6 +44,7 @@ type table struct {
 type load struct {
 	shards  int
 	records int
+	bytes   int64
 	// finished is when an entry was finished last.
 	finished time.Time
 }
@@ -85,6 +87,7 @@ func newTable(cfg Config) *table {
 		maxRecords:    cfg.MaxInFlightRecords,
 		maxBytes:      cfg.MaxInFlightBytes,
 		workerRecords: max(1, cfg.MaxInFlightRecords/cfg.Workers),
+		workerBytes:   max(1, cfg.MaxInFlightBytes/int64(cfg.Workers)),
 		meanSize:      400,
 		orphans:       make(map[int][]telemetry.EntryID),
 		wake:          make(chan struct{}, 1),
@@ -146,6 +149,7 @@ func (t *table) release(shard int) {
 	}
 	t.load[s.worker].shards--
 	t.load[s.worker].records -= s.records
+	t.load[s.worker].bytes -= s.bytes
 	t.records -= s.records
 	t.bytes -= s.bytes
 	s.records, s.bytes = 0, 0
@@ -406,6 +410,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	t.records -= n
 	t.bytes -= bytes
 	t.load[s.worker].records -= n
+	t.load[s.worker].bytes -= bytes
 	t.load[s.worker].finished = s.advanced
 	if s.applied.Less(applied) {
 		s.applied = applied
@@ -429,6 +434,7 @@ func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	t.records += len(entries)
 	t.bytes += bytes
 	t.load[s.worker].records += len(entries)
+	t.load[s.worker].bytes += bytes
 	t.workers[s.worker].box.add(message{kind: work, shard: shard, grant: s.grant, entries: entries})
 }
 
@@ -466,10 +472,24 @@ func (t *table) learn(entries, bytes int) {
 	t.meanSize += (size - t.meanSize) / 8
 }
 
-// free returns how many more entries may be taken in, by number and by size.
-func (t *table) free() int {
-	byBytes := (t.maxBytes - t.bytes) / int64(max(1, t.meanSize))
-	return int(min(int64(t.maxRecords-t.records), byBytes))
+// within returns how many entries there may be, by number and by size.
+func (t *table) within(records int, bytes int64) int {
+	return int(min(int64(records), bytes/int64(max(1, t.meanSize))))
+}
+
+// free returns how many more entries may be taken in.
+func (t *table) free() int { return t.within(t.maxRecords-t.records, t.maxBytes-t.bytes) }
+
+// roomOf returns how many more entries a worker may have in flight: each has an equal part of
+// what all may have, so that one that waits leaves theirs to the others.
+func (t *table) roomOf(l *load) int {
+	return t.within(t.workerRecords-l.records, t.workerBytes-l.bytes)
+}
+
+// worthReading is how many entries are worth a read of at most so many: few are not, but of large ones
+// there may be no more.
+func (t *table) worthReading(most int) int {
+	return max(1, t.within(min(most, t.maxRecords), t.maxBytes)/4)
 }
 
 // fits reports whether n more entries may be delivered to a shard. A worker that has
@@ -481,8 +501,8 @@ func (t *table) fits(s *slot, n int) bool {
 	if s.records > 0 && n > t.left(s) {
 		return false
 	}
-	l := t.load[s.worker].records
-	return l == 0 || l+n <= t.workerRecords
+	l := &t.load[s.worker]
+	return l.records == 0 || n <= t.roomOf(l)
 }
 
 // queuedAfterDeadLetter is how long entries of a shard are queued after one became a dead letter: those
@@ -496,18 +516,23 @@ func (t *table) mayStayUnqueued(s *slot, n int) bool {
 	if time.Since(s.deadLettered) < queuedAfterDeadLetter {
 		return false
 	}
-	l := t.load[s.worker]
-	return l.records == 0 || l.records < t.workerRecords && (l.shards == 1 || s.records+n <= t.workerRecords/2)
+	l := &t.load[s.worker]
+	return l.records == 0 || t.roomOf(l) > 0 && (l.shards == 1 || n <= t.half(s))
 }
 
 // left is how many more entries a shard may have in flight: half of its worker's are
 // left to the other shards, which wait behind it otherwise.
 func (t *table) left(s *slot) int {
-	room := t.workerRecords - t.load[s.worker].records
+	room := t.roomOf(&t.load[s.worker])
 	if t.load[s.worker].shards > 1 {
-		room = min(room, t.workerRecords/2-s.records)
+		room = min(room, t.half(s))
 	}
 	return room
+}
+
+// half is how many more entries a shard may have in flight of half of its worker's.
+func (t *table) half(s *slot) int {
+	return t.within(t.workerRecords/2-s.records, t.workerBytes/2-s.bytes)
 }
 
 // abandon gives up all shards and the dispatch lease, and returns the shards.
@@ -631,7 +656,7 @@ func (t *table) poll(all bool) {
 // shards would have to be read back. The caller holds the lock.
 func (t *table) crowded(now time.Time) bool {
 	for w := range t.load {
-		if l := &t.load[w]; l.records >= t.workerRecords && now.Sub(l.finished) < unqueuedFor/2 {
+		if l := &t.load[w]; l.records > 0 && t.roomOf(l) <= 0 && now.Sub(l.finished) < unqueuedFor/2 {
 			return true
 		}
 	}
@@ -654,7 +679,7 @@ func (t *table) behind(now time.Time) (owned int, behind bool) {
 			continue
 		}
 		owned++
-		behind = behind || !s.queue.CanBypass(lease) && t.fits(s, max(1, t.workerRecords/8)) && s.quarantine.Limit == 0 &&
+		behind = behind || !s.queue.CanBypass(lease) && t.fits(s, max(1, t.within(t.workerRecords, t.workerBytes)/8)) && s.quarantine.Limit == 0 &&
 			s.pause == nil && !now.Before(s.notBefore) && now.Sub(s.advanced) < catchUp
 	}
 	return owned, behind

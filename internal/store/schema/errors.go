@@ -73,7 +73,7 @@ func migrationFailed(name string, err error) error {
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
 }
 
-// catalogueFailed wraps an error from reading the catalogue, which waits for whoever has one of
+// catalogueFailed wraps an error from reading the catalogue, which waits for the session that has one of
 // the tables locked against everybody.
 func catalogueFailed(err error) error {
 	var pg *pgconn.PgError
